@@ -1,0 +1,11 @@
+# What was configured, said once at the end.
+if(QM_HAVE_CUDA)
+  set(qm_cuda_summary "yes (${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES})")
+else()
+  set(qm_cuda_summary "no (CPU only)")
+endif()
+message(STATUS "quantmill ${PROJECT_VERSION}")
+message(STATUS "  build type : ${CMAKE_BUILD_TYPE}")
+message(STATUS "  CUDA       : ${qm_cuda_summary}")
+message(STATUS "  tests      : ${QM_BUILD_TESTS}")
+message(STATUS "  sanitizers : ${QM_SANITIZE}")

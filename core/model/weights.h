@@ -1,0 +1,67 @@
+// The weights of a decoder as the forward pass wants them, and where they come from.
+#ifndef QUANTMILL_CORE_MODEL_WEIGHTS_H_
+#define QUANTMILL_CORE_MODEL_WEIGHTS_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "core/formats/packed.h"
+#include "core/model/config.h"
+#include "core/model/graph.h"
+#include "core/tensor/backend.h"
+
+namespace quantmill {
+
+// One linear: dense, or packed with a kernel. `dense` wins when both are there.
+struct LinearWeight {
+  Tensor dense;  // [out, in], any model float dtype; empty when packed
+  std::shared_ptr<const PackedWeight> packed;
+  std::shared_ptr<PackedKernel> kernel;
+  Tensor bias;  // [out] or empty
+};
+
+struct MoeWeights {
+  LinearWeight router;  // [experts, hidden], never packed
+  struct Expert {
+    LinearWeight gate, up, down;
+  };
+  std::vector<Expert> experts;
+};
+
+struct BlockWeights {
+  Tensor input_norm, post_attention_norm;  // [hidden]
+  Tensor q_norm, k_norm;                   // [head_dim] or empty
+  LinearWeight q, k, v, o;
+  LinearWeight gate, up, down;  // empty in a mixture of experts
+  MoeWeights moe;               // no experts in a dense block
+  // The linear of a slot by full module name; null if this block has none of that name.
+  LinearWeight* Find(const ModelConfig& config, int64_t block, std::string_view slot);
+};
+
+// An opened checkpoint, original or quantized, whose tensors are loaded block by block.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  virtual const ModelConfig& config() const = 0;
+  // Loads block `block` to the backend's device. Dense tensors keep their stored dtype (on the CPU
+  // they are views of the mapped file).
+  virtual absl::StatusOr<BlockWeights> LoadBlock(int64_t block, Backend& backend) = 0;
+  // Embedding table [vocab, hidden], on the host (mapped).
+  virtual absl::StatusOr<Tensor> Embedding() = 0;
+  virtual absl::StatusOr<Tensor> FinalNorm(Backend& backend) = 0;
+  virtual absl::StatusOr<LinearWeight> Head(Backend& backend) = 0;
+  // The block's file pages will not be needed soon (keeps resident memory at about one block).
+  virtual void ReleaseBlock(int64_t block) = 0;
+};
+
+// out = x W^T (+ bias), through the dense product, the packed kernel, or dequantizing into scratch.
+absl::Status ApplyLinear(Backend& backend, const LinearWeight& weight, const Tensor& x,
+                         Tensor* out);
+
+}  // namespace quantmill
+
+#endif  // QUANTMILL_CORE_MODEL_WEIGHTS_H_
