@@ -23,9 +23,10 @@ typedef struct qm_stat_request { /* FROZEN */
   qm_dtype dtype;   /* QM_F32 for all statistics of minor 0 */
   uint32_t flags;   /* QM_STAT_* */
 } qm_stat_request;
-#define QM_STAT_OPTIONAL 1u      /* absent from qm_stats when the host cannot offer it */
-#define QM_STAT_FROM_ORIGINAL 2u /* inputs of the untouched model, not of the part already packed \
-                                  */
+#define QM_STAT_OPTIONAL 1u /* absent from qm_stats when the host cannot offer it */
+#define QM_STAT_FROM_ORIGINAL                                         \
+  2u /* inputs of the untouched model, not of the part already packed \
+      */
 
 typedef struct qm_linear_info { /* GROWABLE */
   uint64_t struct_size;
