@@ -37,6 +37,12 @@ class BlockObserver {
   virtual absl::Status OnInput(int input_group, const Tensor& x) = 0;
 };
 
+// Experts chosen per row, on the host.
+struct Routing {
+  Tensor experts;  // I32 [rows, top_k]; empty: not chosen yet
+  Tensor weights;  // F32 [rows, top_k]
+};
+
 struct BlockRun {
   int64_t batch = 1;           // sequences of equal length in `hidden`
   int64_t first_position = 0;  // of the first row of each sequence
@@ -44,11 +50,25 @@ struct BlockRun {
   BlockObserver* observer = nullptr;
   // Stop right after OnInput of this group: `hidden` is then left undefined.
   int stop_after_group = std::numeric_limits<int>::max();
+  // Mixture of experts: if set, the router's choice is stored here, or, when it is not empty, taken
+  // from here instead of asking the router.
+  Routing* routing = nullptr;
 };
 
 // hidden [batch * length, hidden_size] is replaced by the block's output.
 absl::Status RunBlock(Backend& backend, const ModelConfig& config, const BlockWeights& weights,
                       int64_t block, const RopeTables& rope, const BlockRun& run, Tensor* hidden);
+
+// The two halves of a block, without norm and residual: x and out are [batch * length,
+// hidden_size]; x is what the norm before it returned. Used by RunBlock, and to compare a half's
+// output alone.
+// `*stopped` is set when run.stop_after_group was reached; `out` is then undefined.
+absl::Status RunAttention(Backend& backend, const ModelConfig& config, const BlockWeights& weights,
+                          int64_t block, const RopeTables& rope, const BlockRun& run,
+                          const Tensor& x, Tensor* out, bool* stopped);
+absl::Status RunMlp(Backend& backend, const ModelConfig& config, const BlockWeights& weights,
+                    int64_t block, const BlockRun& run, const Tensor& x, Tensor* out,
+                    bool* stopped);
 
 // logits [rows, vocab] in `logits`' dtype (the activation dtype, or F32) from the last block's
 // output.
