@@ -28,6 +28,11 @@ struct CallSettings {
   // Receives progress in [0, 1] (negative: alive); returns true to cancel. May be null.
   std::function<bool(double)> progress;
   bool with_services = true;  // false: every host extension is NULL
+  // Receives the plugin's log lines (severity 0 debug, 1 info, 2 warning), from any thread. Null:
+  // warnings go to stderr, the rest nowhere.
+  std::function<void(int severity, const std::string& text)> log;
+  // Finish() waits for the stream. Off for products, which must not synchronize.
+  bool synchronize = true;
 };
 
 // One open call. Create, hand get() to the plugin, then Finish() with what the plugin returned.
