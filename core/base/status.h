@@ -2,6 +2,8 @@
 #ifndef QUANTMILL_CORE_BASE_STATUS_H_
 #define QUANTMILL_CORE_BASE_STATUS_H_
 
+#include <string>
+#include <string_view>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -10,6 +12,9 @@
 #include "absl/strings/string_view.h"
 
 namespace quantmill {
+
+// For absl::StrCat and its kin: in this Abseil, absl::string_view is a type of its own.
+inline absl::string_view AbslView(std::string_view text) { return {text.data(), text.size()}; }
 
 // "what; why; what to do". Empty parts are left out.
 inline std::string ErrorText(absl::string_view what, absl::string_view why = "",
