@@ -43,6 +43,8 @@ struct CalibrationOptions {
   // Windows are run together up to this many rows; at least one window. Does not change statistics'
   // order of summation: they are accumulated window by window.
   int64_t batch_rows = 2048;
+  // Hidden states live on the device (else in host memory, copied there and back batch by batch).
+  bool hidden_on_device = true;
   // Called with the share of the running Collect or Advance that is done, in (0, 1]; a status other
   // than OK stops it and is returned. May be null.
   std::function<absl::Status(double fraction)> progress;
@@ -50,7 +52,7 @@ struct CalibrationOptions {
 
 // Bytes a calibration needs, for preflight.
 struct CalibrationMemory {
-  int64_t hidden = 0;       // hidden states, host memory
+  int64_t hidden = 0;       // hidden states, device or host memory as the options say
   int64_t activations = 0;  // of a running block, device memory (host on the CPU)
   int64_t statistics = 0;   // of the requests of one Collect, device memory (host on the CPU)
 };
@@ -82,7 +84,8 @@ class Calibration {
   virtual absl::Status Collect(const BlockWeights& weights, const BlockWeights* original,
                                absl::Span<const StatRequest> requests, Statistics* out) = 0;
 
-  // Replaces the hidden states by the current block's output and moves to the next block.
+  // Replaces the hidden states by the current block's output and moves to the next block. After an
+  // error the hidden states are undefined.
   virtual absl::Status Advance(const BlockWeights& weights, const BlockWeights* original) = 0;
 
   // Input of the current block for one window, a copy on the device: [length, hidden].

@@ -23,36 +23,62 @@ struct KeyValues {
   Tensor keys, values;          // what attention reads
   Tensor new_keys, new_values;  // [batch * length, kv_features]
   int64_t past = 0;
+  bool in_place = true;  // the new ones are part of keys and values
 };
+
+absl::Status CheckCache(const KvCache& cache, const BlockRun& run, int64_t length) {
+  if (run.first_position != cache.length || cache.keys.dim(0) % run.batch != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a key/value cache of ", cache.length, " positions cannot take ", run.batch,
+                     " sequences from position ", run.first_position,
+                     "; continue as many sequences as it was made for, from where it ends"));
+  }
+  const int64_t capacity = cache.keys.dim(0) / run.batch;
+  if (cache.length + length > capacity) {
+    return absl::OutOfRangeError(absl::StrCat("the key/value cache is full; it holds ", capacity,
+                                              " positions and needs ", cache.length + length,
+                                              "; ask for fewer tokens"));
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<KeyValues> KeyValueRows(Backend& backend, const ModelConfig& config,
                                        const BlockRun& run, DType dtype, int64_t rows) {
   KeyValues kv;
-  if (run.cache == nullptr) {
-    QM_ASSIGN_OR_RETURN(kv.keys, backend.Allocate(dtype, {rows, config.kv_features()}));
-    QM_ASSIGN_OR_RETURN(kv.values, backend.Allocate(dtype, {rows, config.kv_features()}));
-    kv.new_keys = kv.keys;
-    kv.new_values = kv.values;
-    return kv;
+  if (run.cache != nullptr) {
+    const KvCache& cache = *run.cache;
+    QM_RETURN_IF_ERROR(CheckCache(cache, run, rows / run.batch));
+    kv.keys = cache.keys;
+    kv.values = cache.values;
+    kv.past = cache.length;
+    if (run.batch == 1) {
+      kv.new_keys = cache.keys.Rows(cache.length, cache.length + rows);
+      kv.new_values = cache.values.Rows(cache.length, cache.length + rows);
+      return kv;
+    }
   }
-  const KvCache& cache = *run.cache;
-  if (run.batch != 1 || run.first_position != cache.length) {
-    return absl::InvalidArgumentError(absl::StrCat("a key/value cache of ", cache.length,
-                                                   " positions cannot take ", run.batch,
-                                                   " sequences from position ", run.first_position,
-                                                   "; run one sequence from where the cache ends"));
+  QM_ASSIGN_OR_RETURN(kv.new_keys, backend.Allocate(dtype, {rows, config.kv_features()}));
+  QM_ASSIGN_OR_RETURN(kv.new_values, backend.Allocate(dtype, {rows, config.kv_features()}));
+  kv.in_place = run.cache == nullptr;
+  if (kv.in_place) {
+    kv.keys = kv.new_keys;
+    kv.values = kv.new_values;
   }
-  if (cache.length + rows > cache.keys.dim(0)) {
-    return absl::OutOfRangeError(absl::StrCat("the key/value cache is full; it holds ",
-                                              cache.keys.dim(0), " positions and needs ",
-                                              cache.length + rows, "; ask for fewer tokens"));
-  }
-  kv.keys = cache.keys;
-  kv.values = cache.values;
-  kv.new_keys = cache.keys.Rows(cache.length, cache.length + rows);
-  kv.new_values = cache.values.Rows(cache.length, cache.length + rows);
-  kv.past = cache.length;
   return kv;
+}
+
+// Copies every sequence's new rows behind its old ones in the cache.
+absl::Status AppendToCache(Backend& backend, const KeyValues& kv, int64_t batch) {
+  const int64_t length = kv.new_keys.dim(0) / batch;
+  const int64_t capacity = kv.keys.dim(0) / batch;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t begin = b * capacity + kv.past;
+    Tensor keys = kv.keys.Rows(begin, begin + length);
+    Tensor values = kv.values.Rows(begin, begin + length);
+    QM_RETURN_IF_ERROR(backend.Copy(kv.new_keys.Rows(b * length, (b + 1) * length), &keys));
+    QM_RETURN_IF_ERROR(backend.Copy(kv.new_values.Rows(b * length, (b + 1) * length), &values));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckRun(const ModelConfig& config, const RopeTables& rope, const BlockRun& run,
@@ -84,6 +110,14 @@ absl::Status PlaceQueriesAndKeys(Backend& backend, const ModelConfig& config,
   QM_RETURN_IF_ERROR(
       backend.Rope(rope.cosine, rope.sine, run.first_position, length, config.head_dim, q));
   return backend.Rope(rope.cosine, rope.sine, run.first_position, length, config.head_dim, k);
+}
+
+absl::StatusOr<Tensor> Normalized(Backend& backend, const ModelConfig& config, const Tensor& weight,
+                                  const Tensor& hidden) {
+  QM_ASSIGN_OR_RETURN(Tensor normed, backend.Allocate(hidden.dtype(), hidden.shape()));
+  QM_RETURN_IF_ERROR(
+      backend.RmsNorm(hidden, weight, static_cast<float>(config.rms_norm_eps), &normed));
+  return normed;
 }
 
 }  // namespace
@@ -127,6 +161,7 @@ absl::Status RunAttention(Backend& backend, const ModelConfig& config, const Blo
   QM_RETURN_IF_ERROR(ApplyLinear(backend, weights.v, x, &kv.new_values));
   QM_RETURN_IF_ERROR(
       PlaceQueriesAndKeys(backend, config, weights, rope, run, length, &q, &kv.new_keys));
+  if (!kv.in_place) QM_RETURN_IF_ERROR(AppendToCache(backend, kv, run.batch));
   AttentionShape shape;
   shape.batch = run.batch;
   shape.query_length = length;
@@ -156,16 +191,18 @@ absl::Status RunMlp(Backend& backend, const ModelConfig& config, const BlockWeig
 absl::Status RunBlock(Backend& backend, const ModelConfig& config, const BlockWeights& weights,
                       int64_t block, const RopeTables& rope, const BlockRun& run, Tensor* hidden) {
   QM_RETURN_IF_ERROR(CheckRun(config, rope, run, *hidden));
-  const float eps = static_cast<float>(config.rms_norm_eps);
   bool stopped = false;
-  QM_ASSIGN_OR_RETURN(Tensor normed, backend.Allocate(hidden->dtype(), hidden->shape()));
   QM_ASSIGN_OR_RETURN(Tensor change, backend.Allocate(hidden->dtype(), hidden->shape()));
-  QM_RETURN_IF_ERROR(backend.RmsNorm(*hidden, weights.input_norm, eps, &normed));
-  QM_RETURN_IF_ERROR(
-      RunAttention(backend, config, weights, block, rope, run, normed, &change, &stopped));
+  {
+    QM_ASSIGN_OR_RETURN(const Tensor normed,
+                        Normalized(backend, config, weights.input_norm, *hidden));
+    QM_RETURN_IF_ERROR(
+        RunAttention(backend, config, weights, block, rope, run, normed, &change, &stopped));
+  }
   if (stopped) return absl::OkStatus();
   QM_RETURN_IF_ERROR(backend.Add(change, hidden));
-  QM_RETURN_IF_ERROR(backend.RmsNorm(*hidden, weights.post_attention_norm, eps, &normed));
+  QM_ASSIGN_OR_RETURN(const Tensor normed,
+                      Normalized(backend, config, weights.post_attention_norm, *hidden));
   QM_RETURN_IF_ERROR(RunMlp(backend, config, weights, block, run, normed, &change, &stopped));
   if (stopped) return absl::OkStatus();
   return backend.Add(change, hidden);
@@ -173,9 +210,7 @@ absl::Status RunBlock(Backend& backend, const ModelConfig& config, const BlockWe
 
 absl::Status RunHead(Backend& backend, const ModelConfig& config, const Tensor& final_norm,
                      const LinearWeight& head, const Tensor& hidden, Tensor* logits) {
-  QM_ASSIGN_OR_RETURN(Tensor normed, backend.Allocate(hidden.dtype(), hidden.shape()));
-  QM_RETURN_IF_ERROR(
-      backend.RmsNorm(hidden, final_norm, static_cast<float>(config.rms_norm_eps), &normed));
+  QM_ASSIGN_OR_RETURN(const Tensor normed, Normalized(backend, config, final_norm, hidden));
   return ApplyLinear(backend, head, normed, logits);
 }
 

@@ -22,9 +22,10 @@ struct RopeTables {
 absl::StatusOr<RopeTables> MakeRopeTables(const ModelConfig& config, int64_t positions,
                                           Backend& backend);
 
-// Keys and values of one block for one sequence (batch 1).
+// Keys and values of one block for `batch` sequences of equal length (BlockRun::batch); sequence b
+// starts at row b * capacity.
 struct KvCache {
-  Tensor keys, values;  // [capacity, kv_heads * head_dim], activation dtype
+  Tensor keys, values;  // [batch * capacity, kv_heads * head_dim], activation dtype
   int64_t length = 0;   // positions filled
 };
 
@@ -32,7 +33,8 @@ struct KvCache {
 class BlockObserver {
  public:
   virtual ~BlockObserver() = default;
-  // Called once per input group, before its linears run. x: [rows, in_features]. For an expert,
+  // Called once per input group, before its linears run. x: [rows, in_features]; it is not changed
+  // afterwards, so that a copy of the handle may be kept. For an expert,
   // the rows routed to it (possibly none: then x has 0 rows).
   virtual absl::Status OnInput(int input_group, const Tensor& x) = 0;
 };
@@ -46,7 +48,9 @@ struct Routing {
 struct BlockRun {
   int64_t batch = 1;           // sequences of equal length in `hidden`
   int64_t first_position = 0;  // of the first row of each sequence
-  KvCache* cache = nullptr;    // batch must be 1; extended by the new positions
+  // Extended by the new positions; always used with the same `batch`, and first_position equal to
+  // its length.
+  KvCache* cache = nullptr;
   BlockObserver* observer = nullptr;
   // Stop right after OnInput of this group: `hidden` is then left undefined.
   int stop_after_group = std::numeric_limits<int>::max();
