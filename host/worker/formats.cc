@@ -24,7 +24,7 @@ CallSettings FormatCall(const LoadedMethod& method, const char* function, std::s
   CallSettings settings;
   settings.what = absl::StrCat("plugin ", method.method->id, " ", method.method->version,
                                ", format.", function);
-  if (!layer.empty()) absl::StrAppend(&settings.what, ", ", layer);
+  if (!layer.empty()) absl::StrAppend(&settings.what, ", ", std::string(layer));
   return settings;
 }
 
@@ -89,11 +89,11 @@ absl::StatusOr<PluginFormats::Owner> PluginFormats::FindFormat(std::string_view 
   }
   if (known) {
     return absl::FailedPreconditionError(ErrorText(
-        absl::StrCat(format_id, " cannot be stored as ", target), "",
+        absl::StrCat(std::string(format_id), " cannot be stored as ", std::string(target)), "",
         "choose another export format; `quantmill plugins` lists what each format can become"));
   }
   return absl::NotFoundError(
-      ErrorText(absl::StrCat("no plugin knows the format ", format_id), MethodList(),
+      ErrorText(absl::StrCat("no plugin knows the format ", std::string(format_id)), MethodList(),
                 "install the plugin of that format or name it with --plugin"));
 }
 
@@ -141,7 +141,7 @@ absl::StatusOr<FormatRegistry::Stored> PluginFormats::ToCheckpoint(std::string_v
   stored.config_json = config == nullptr ? "{}" : config;
   if (stored.tensors.size() != count || count == 0) {
     return absl::InternalError(
-        absl::StrCat("plugin ", owner.method->method->id, ", format.to_checkpoint, ", layer, ": ",
+        absl::StrCat("plugin ", owner.method->method->id, ", format.to_checkpoint, ", std::string(layer), ": ",
                      count, " tensors listed, ", stored.tensors.size(), " emitted"));
   }
   return stored;
@@ -157,7 +157,7 @@ absl::StatusOr<PackedWeight> PluginFormats::FromCheckpoint(std::string_view targ
     views.back().tensor.flags |= QM_TENSOR_READONLY;
   }
   absl::Status last = absl::NotFoundError(
-      ErrorText(absl::StrCat("no plugin reads the checkpoint format ", target), MethodList(),
+      ErrorText(absl::StrCat("no plugin reads the checkpoint format ", std::string(target)), MethodList(),
                 "install the plugin of that format or name it with --plugin"));
   // Several formats may share a target; the first that accepts these tensors is theirs.
   for (const LoadedMethod& method : methods_) {
