@@ -162,4 +162,15 @@ void Checkpoint::Release(std::string_view name) const {
   if (tensor != nullptr) tensor->file->Release(name);
 }
 
+void Checkpoint::ReleasePrefix(std::string_view prefix) const {
+  const auto first = std::lower_bound(tensors_.begin(), tensors_.end(), prefix,
+                                      [](const CheckpointTensor& tensor, std::string_view text) {
+                                        return tensor.entry->name < text;
+                                      });
+  for (auto it = first; it != tensors_.end(); ++it) {
+    if (std::string_view(it->entry->name).substr(0, prefix.size()) != prefix) return;
+    it->file->Release(it->entry->name);
+  }
+}
+
 }  // namespace quantmill

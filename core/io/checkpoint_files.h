@@ -39,6 +39,8 @@ class Checkpoint {
   absl::StatusOr<Tensor> Get(std::string_view name) const;
   // As SafetensorsFile::Release; ignores unknown names.
   void Release(std::string_view name) const;
+  // Release() of every tensor whose name starts with `prefix`.
+  void ReleasePrefix(std::string_view prefix) const;
 
  private:
   absl::Status OpenSingle();
