@@ -5,23 +5,6 @@
 namespace quantmill {
 namespace {
 
-LinearWeight* FindByRole(BlockWeights& weights, const LinearSlot& slot) {
-  if (slot.role == "attn.q") return &weights.q;
-  if (slot.role == "attn.k") return &weights.k;
-  if (slot.role == "attn.v") return &weights.v;
-  if (slot.role == "attn.o") return &weights.o;
-  if (slot.role == "mlp.gate") return &weights.gate;
-  if (slot.role == "mlp.up") return &weights.up;
-  if (slot.role == "mlp.down") return &weights.down;
-  // Groups of expert e are 2 + 2e and 3 + 2e.
-  const size_t expert = static_cast<size_t>((slot.input_group - 2) / 2);
-  if (expert >= weights.moe.experts.size()) return nullptr;
-  if (slot.role == "expert.gate") return &weights.moe.experts[expert].gate;
-  if (slot.role == "expert.up") return &weights.moe.experts[expert].up;
-  if (slot.role == "expert.down") return &weights.moe.experts[expert].down;
-  return nullptr;
-}
-
 absl::Status ApplyPacked(Backend& backend, const LinearWeight& weight, const Tensor& x,
                          Tensor* out) {
   const absl::Status product = weight.kernel->MatMul(*weight.packed, x, out);
@@ -38,9 +21,26 @@ absl::Status ApplyPacked(Backend& backend, const LinearWeight& weight, const Ten
 
 }  // namespace
 
+LinearWeight* BlockWeights::At(const LinearSlot& slot) {
+  if (slot.role == "attn.q") return &q;
+  if (slot.role == "attn.k") return &k;
+  if (slot.role == "attn.v") return &v;
+  if (slot.role == "attn.o") return &o;
+  if (slot.role == "mlp.gate") return &gate;
+  if (slot.role == "mlp.up") return &up;
+  if (slot.role == "mlp.down") return &down;
+  // Groups of expert e are 2 + 2e and 3 + 2e.
+  const size_t expert = static_cast<size_t>((slot.input_group - 2) / 2);
+  if (slot.input_group < 2 || expert >= moe.experts.size()) return nullptr;
+  if (slot.role == "expert.gate") return &moe.experts[expert].gate;
+  if (slot.role == "expert.up") return &moe.experts[expert].up;
+  if (slot.role == "expert.down") return &moe.experts[expert].down;
+  return nullptr;
+}
+
 LinearWeight* BlockWeights::Find(const ModelConfig& config, int64_t block, std::string_view slot) {
   for (const LinearSlot& candidate : BlockSlots(config, block)) {
-    if (candidate.name == slot) return FindByRole(*this, candidate);
+    if (candidate.name == slot) return At(candidate);
   }
   return nullptr;
 }
