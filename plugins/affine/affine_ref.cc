@@ -1,0 +1,351 @@
+// The format on the CPU: parameters, checks, and unpacking of one row.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+
+#include "affine.h"
+
+namespace affine {
+namespace {
+
+constexpr qm_device kHost = {QM_CPU, 0};
+
+const char* ZeroName(Zero zero) {
+  return zero == Zero::kNone ? "none" : zero == Zero::kInt ? "int" : "float";
+}
+
+const qm_tensor* Find(const qm_packed& packed, const char* name) {
+  for (uint64_t i = 0; i < packed.tensor_count; ++i) {
+    if (std::strcmp(packed.tensors[i].name, name) == 0) return &packed.tensors[i].tensor;
+  }
+  return nullptr;
+}
+
+std::string ShapeText(std::initializer_list<int64_t> shape) {
+  std::string text = "[";
+  for (int64_t extent : shape) {
+    if (text.size() > 1) text += ", ";
+    text += std::to_string(extent);
+  }
+  return text + "]";
+}
+
+qm_status CheckTensor(qm_call* call, const qm_tensor& tensor, const char* name,
+                      std::initializer_list<int64_t> shape,
+                      std::initializer_list<qm_dtype> dtypes) {
+  bool known = false;
+  for (qm_dtype dtype : dtypes) known = known || tensor.dtype == dtype;
+  if (!known) {
+    return qm::Fail(call, QM_INVALID_ARGUMENT, "tensor '", name, "' of an affine-int weight has ",
+                    "dtype code ", tensor.dtype, ", which the format does not allow there");
+  }
+  bool same = tensor.rank == static_cast<int32_t>(shape.size());
+  int axis = 0;
+  for (int64_t extent : shape) {
+    if (same && tensor.shape[axis++] != extent) same = false;
+  }
+  if (!same) {
+    return qm::Fail(call, QM_INVALID_ARGUMENT, "tensor '", name, "' of an affine-int weight must ",
+                    "have shape ", ShapeText(shape));
+  }
+  if (!IsContiguous(tensor)) {
+    return qm::Fail(call, QM_INVALID_ARGUMENT, "tensor '", name, "' must be contiguous");
+  }
+  return QM_OK;
+}
+
+qm_status Required(qm_call* call, const qm_packed& packed, const char* name,
+                   const qm_tensor** out) {
+  *out = Find(packed, name);
+  if (*out != nullptr) return QM_OK;
+  return qm::Fail(call, QM_INVALID_ARGUMENT, "affine-int weight has no tensor '", name, "'");
+}
+
+// Scale and zero point, [out, groups] or for tiles [groups, padded_out].
+qm_status ReadScaleZero(qm_call* call, const qm_packed& packed, Weight* w) {
+  const int64_t rows = w->tiles != nullptr ? w->groups : w->out;
+  const int64_t columns = w->tiles != nullptr ? w->padded_out : w->groups;
+  const qm_tensor* tensor;
+  QM_TRY(Required(call, packed, "scale", &tensor));
+  QM_TRY(CheckTensor(call, *tensor, "scale", {rows, columns}, {QM_F16, QM_BF16, QM_F32}));
+  w->scale = tensor->data;
+  w->scale_dtype = tensor->dtype;
+  if (w->params.zero == Zero::kNone) return QM_OK;
+  QM_TRY(Required(call, packed, "zero", &tensor));
+  if (w->params.zero == Zero::kInt) {
+    QM_TRY(CheckTensor(call, *tensor, "zero", {rows, columns}, {QM_U8}));
+  } else {
+    QM_TRY(CheckTensor(call, *tensor, "zero", {rows, columns}, {QM_F16, QM_F32}));
+  }
+  w->zero = tensor->data;
+  w->zero_dtype = tensor->dtype;
+  return QM_OK;
+}
+
+qm_status CheckNames(qm_call* call, const qm_packed& packed, const Weight& w, bool prepacked) {
+  for (uint64_t i = 0; i < packed.tensor_count; ++i) {
+    const std::string name = packed.tensors[i].name;
+    const bool known = name == "codes" || name == "scale" || name == "group_index" ||
+                       (name == "zero" && w.params.zero != Zero::kNone) ||
+                       (prepacked && (name == "tiles" || name == "permutation"));
+    if (!known) {
+      return qm::Fail(call, QM_INVALID_ARGUMENT, "affine-int weight with parameters ",
+                      packed.format_json, " has a tensor '", name, "'");
+    }
+    for (uint64_t j = 0; j < i; ++j) {
+      if (name == packed.tensors[j].name) {
+        return qm::Fail(call, QM_INVALID_ARGUMENT, "affine-int weight has two tensors '", name,
+                        "'");
+      }
+    }
+  }
+  return QM_OK;
+}
+
+}  // namespace
+
+bool ParseParams(const char* json, Params* out, std::string* why) {
+  const auto fail = [&](const char* reason) {
+    *why = qm::StrCat("affine-int parameters '", json, "': ", reason,
+                      "; expected e.g. {\"bits\":4,\"group_size\":128,\"zero\":\"int\"}");
+    return false;
+  };
+  long long group = 0;
+  int bits = 0;
+  char zero[8] = {};
+  if (std::sscanf(json, "{\"bits\":%d,\"group_size\":%lld,\"zero\":\"%7[a-z]\"}", &bits, &group,
+                  zero) != 3) {
+    return fail("not in canonical form");
+  }
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) return fail("bits must be 2, 3, 4 or 8");
+  if (group != -1 && group < 1) return fail("group_size must be -1 or positive");
+  out->bits = bits;
+  out->group_size = group;
+  if (std::strcmp(zero, "none") == 0) {
+    out->zero = Zero::kNone;
+  } else if (std::strcmp(zero, "int") == 0) {
+    out->zero = Zero::kInt;
+  } else if (std::strcmp(zero, "float") == 0) {
+    out->zero = Zero::kFloat;
+  } else {
+    return fail("zero must be none, int or float");
+  }
+  if (ParamsJson(*out) != json) return fail("not in canonical form");
+  return true;
+}
+
+std::string ParamsJson(const Params& params) {
+  return qm::StrCat("{\"bits\":", params.bits, ",\"group_size\":", params.group_size,
+                    ",\"zero\":\"", ZeroName(params.zero), "\"}");
+}
+
+qm_status ReadWeight(qm_call* call, const qm_packed& packed, bool prepacked, Weight* out) {
+  if (std::strcmp(packed.format_id, kFormatId) != 0) {
+    return qm::Fail(call, QM_INVALID_ARGUMENT, "weight has format '", packed.format_id,
+                    "'; this plugin knows ", kFormatId);
+  }
+  Weight w;
+  std::string why;
+  if (!ParseParams(packed.format_json, &w.params, &why)) {
+    return qm::Fail(call, QM_INVALID_ARGUMENT, why);
+  }
+  w.out = packed.out_features;
+  w.in = packed.in_features;
+  if (w.out < 1 || w.in < 1) {
+    return qm::Fail(call, QM_INVALID_ARGUMENT, "features [", w.out, ", ", w.in,
+                    "] must be positive");
+  }
+  if (w.params.group_size != -1 && w.in % w.params.group_size != 0) {
+    return qm::Fail(call, QM_INVALID_ARGUMENT, "group_size ", w.params.group_size,
+                    " does not divide in_features ", w.in, "; use a divisor or -1");
+  }
+  w.group_size = w.params.group_size == -1 ? w.in : w.params.group_size;
+  w.groups = w.in / w.group_size;
+  w.words = (w.in * w.params.bits + 31) / 32;
+  QM_TRY(CheckNames(call, packed, w, prepacked));
+  const qm_tensor* tensor = prepacked ? Find(packed, "tiles") : nullptr;
+  if (tensor != nullptr) {
+    w.tiles = static_cast<const uint32_t*>(tensor->data);
+    w.padded_out = (w.out + 15) / 16 * 16;
+  } else {
+    QM_TRY(Required(call, packed, "codes", &tensor));
+    QM_TRY(CheckTensor(call, *tensor, "codes", {w.out, w.words}, {QM_I32}));
+    w.codes = static_cast<const int32_t*>(tensor->data);
+  }
+  QM_TRY(ReadScaleZero(call, packed, &w));
+  if ((tensor = Find(packed, "group_index")) != nullptr) {
+    QM_TRY(CheckTensor(call, *tensor, "group_index", {w.in}, {QM_I32}));
+    w.group_index = static_cast<const int32_t*>(tensor->data);
+  }
+  if (prepacked && (tensor = Find(packed, "permutation")) != nullptr) {
+    QM_TRY(CheckTensor(call, *tensor, "permutation", {w.in}, {QM_I32}));
+    w.permutation = static_cast<const int32_t*>(tensor->data);
+  }
+  *out = w;
+  return QM_OK;
+}
+
+qm_status CheckValues(qm_call* call, const Weight& w) {
+  for (int64_t i = 0; i < w.out * w.groups; ++i) {
+    const float scale = LoadScalar(w.scale, w.scale_dtype, i);
+    if (!std::isfinite(scale) || scale <= 0) {
+      return qm::Fail(call, QM_INVALID_ARGUMENT, "scale of row ", i / w.groups, ", group ",
+                      i % w.groups, " is ", scale, "; scales must be positive and finite");
+    }
+    if (w.zero == nullptr) continue;
+    const float zero = LoadScalar(w.zero, w.zero_dtype, i);
+    const bool in_range = w.params.zero == Zero::kFloat || zero < (1 << w.params.bits);
+    if (!std::isfinite(zero) || !in_range) {
+      return qm::Fail(call, QM_INVALID_ARGUMENT, "zero point of row ", i / w.groups, ", group ",
+                      i % w.groups, " is ", zero, "; it must be finite and, if an integer, below ",
+                      1 << w.params.bits);
+    }
+  }
+  for (int64_t i = 0; w.group_index != nullptr && i < w.in; ++i) {
+    if (w.group_index[i] < 0 || w.group_index[i] >= w.groups) {
+      return qm::Fail(call, QM_INVALID_ARGUMENT, "group_index of channel ", i, " is ",
+                      w.group_index[i], "; it must be 0..", w.groups - 1);
+    }
+  }
+  const int used = static_cast<int>(w.in * w.params.bits - (w.words - 1) * 32);
+  for (int64_t o = 0; used < 32 && o < w.out; ++o) {
+    if (static_cast<uint32_t>(w.codes[(o + 1) * w.words - 1]) >> used != 0) {
+      return qm::Fail(call, QM_INVALID_ARGUMENT, "codes of row ", o,
+                      " have unused bits set; they must be 0");
+    }
+  }
+  return QM_OK;
+}
+
+float LoadScalar(const void* data, qm_dtype dtype, int64_t index) {
+  switch (dtype) {
+    case QM_F16:
+      return qm::ToFloat(static_cast<const qm::F16*>(data)[index]);
+    case QM_BF16:
+      return qm::ToFloat(static_cast<const qm::BF16*>(data)[index]);
+    case QM_U8:
+      return static_cast<const uint8_t*>(data)[index];
+    default:
+      return static_cast<const float*>(data)[index];
+  }
+}
+
+ScaleZero LoadScaleZero(const Weight& w, int64_t row, int64_t group) {
+  const int64_t at = row * w.groups + group;
+  return {LoadScalar(w.scale, w.scale_dtype, at), w.zero == nullptr
+                                                      ? static_cast<float>(w.middle())
+                                                      : LoadScalar(w.zero, w.zero_dtype, at)};
+}
+
+void UnpackCodes(const int32_t* row, int64_t begin, int64_t count, int bits, uint8_t* codes) {
+  const uint32_t mask = (1u << bits) - 1;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t bit = (begin + i) * bits;
+    const int shift = static_cast<int>(bit % 32);
+    uint32_t field = static_cast<uint32_t>(row[bit / 32]) >> shift;
+    if (shift + bits > 32) field |= static_cast<uint32_t>(row[bit / 32 + 1]) << (32 - shift);
+    codes[i] = static_cast<uint8_t>(field & mask);
+  }
+}
+
+void DequantizeRow(const Weight& w, int64_t row, uint8_t* codes, float* out) {
+  UnpackCodes(w.codes + row * w.words, 0, w.in, w.params.bits, codes);
+  if (w.group_index != nullptr) {
+    for (int64_t i = 0; i < w.in; ++i) {
+      const ScaleZero sz = LoadScaleZero(w, row, w.group_index[i]);
+      out[i] = sz.scale * (static_cast<float>(codes[i]) - sz.zero);
+    }
+    return;
+  }
+  for (int64_t g = 0; g < w.groups; ++g) {
+    const ScaleZero sz = LoadScaleZero(w, row, g);
+    const int64_t end = (g + 1) * w.group_size;
+    for (int64_t i = g * w.group_size; i < end; ++i) {
+      out[i] = sz.scale * (static_cast<float>(codes[i]) - sz.zero);
+    }
+  }
+}
+
+bool SortByGroup(const int32_t* group_index, int64_t in, int64_t groups, int32_t* permutation) {
+  const int64_t size = in / groups;
+  for (int64_t g = 0, at = 0; g < groups; ++g) {
+    // One pass per group is quadratic at worst in the number of groups, and runs once per load.
+    for (int64_t i = 0; i < in; ++i) {
+      if (group_index[i] != g) continue;
+      if (at == (g + 1) * size) return false;
+      permutation[at++] = static_cast<int32_t>(i);
+    }
+    if (at != (g + 1) * size) return false;
+  }
+  return true;
+}
+
+qm_status ScratchString(qm_call* call, const std::string& text, const char** out) {
+  char* copy;
+  QM_TRY(qm::Scratch(call, kHost, static_cast<int64_t>(text.size()) + 1, "a string", &copy));
+  std::memcpy(copy, text.c_str(), text.size() + 1);
+  *out = copy;
+  return QM_OK;
+}
+
+qm_status Emitter::Emit(const char* name, qm_device device, qm_dtype dtype,
+                        std::initializer_list<int64_t> shape, qm_tensor* out) {
+  if (count_ == kMaxTensors) return qm::Fail(call_, QM_INTERNAL, "too many tensors in one weight");
+  QM_TRY(call_->emit(call_, 0, name, device, dtype, static_cast<int32_t>(shape.size()),
+                     shape.begin(), out));
+  tensors_[count_].name = name;
+  tensors_[count_].tensor = *out;
+  ++count_;
+  return QM_OK;
+}
+
+qm_status Emitter::EmitCopy(const char* name, const qm_tensor& source) {
+  if (count_ == kMaxTensors) return qm::Fail(call_, QM_INTERNAL, "too many tensors in one weight");
+  qm_tensor out;
+  QM_TRY(call_->emit(call_, 0, name, kHost, source.dtype, source.rank, source.shape, &out));
+  if (out.data != nullptr) std::memcpy(out.data, source.data, static_cast<size_t>(Bytes(source)));
+  tensors_[count_].name = name;
+  tensors_[count_].tensor = out;
+  ++count_;
+  return QM_OK;
+}
+
+qm_status Emitter::Finish(const qm_named_tensor** tensors, uint64_t* count) {
+  qm_named_tensor* copy;
+  QM_TRY(qm::Scratch(call_, kHost, count_, "the list of tensors", &copy));
+  std::memcpy(copy, tensors_, static_cast<size_t>(count_) * sizeof *copy);
+  *tensors = copy;
+  *count = static_cast<uint64_t>(count_);
+  return QM_OK;
+}
+
+qm_status Emitter::FinishPacked(const std::string& format_json, int64_t out_features,
+                                int64_t in_features, qm_packed* packed) {
+  const char* json;
+  QM_TRY(ScratchString(call_, format_json, &json));
+  qm_packed result = {};
+  result.format_id = kFormatId;
+  result.format_json = json;
+  result.out_features = out_features;
+  result.in_features = in_features;
+  QM_TRY(Finish(&result.tensors, &result.tensor_count));
+  *packed = result;
+  return QM_OK;
+}
+
+int64_t Bytes(const qm_tensor& tensor) {
+  int64_t elements = 1;
+  for (int d = 0; d < tensor.rank; ++d) elements *= tensor.shape[d];
+  return elements * qm::ElementSize(tensor.dtype);
+}
+
+bool IsContiguous(const qm_tensor& tensor) {
+  int64_t expected = 1;
+  for (int d = tensor.rank - 1; d >= 0; --d) {
+    if (tensor.shape[d] > 1 && tensor.stride[d] != expected) return false;
+    expected *= tensor.shape[d];
+  }
+  return true;
+}
+
+}  // namespace affine
