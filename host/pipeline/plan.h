@@ -14,6 +14,10 @@
 
 namespace quantmill {
 
+// Options of a stage that uses one capability of a method ("awq.scale") hold its name under this
+// key, so that the plugin can ask for it with opt_str. Absent, and so "", for a plain name.
+inline constexpr char kCapabilityOption[] = "qm.capability";
+
 struct PlannedStage {
   std::string name;        // unique in the pipeline
   std::string use;         // as written: "awq.scale"

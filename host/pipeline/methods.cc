@@ -1,0 +1,82 @@
+#include "host/pipeline/methods.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "core/base/nearest.h"
+#include "core/base/status.h"
+#include "quantmill/all.h"
+
+namespace quantmill {
+namespace {
+
+// Capability names of the contract; all of them propose edits to a block.
+const std::vector<std::string>& TransformNames() {
+  static const auto* names = new std::vector<std::string>{"scale", "clip", "smooth"};
+  return *names;
+}
+
+absl::Status UnknownMethod(const Catalog& catalog, const std::string& use) {
+  std::string remedy;
+  for (const PluginInfo& plugin : catalog.plugins) {
+    if (plugin.rejected.empty()) continue;
+    remedy = absl::StrCat("plugin ", plugin.path, " was rejected: ", plugin.rejected);
+    break;
+  }
+  const std::vector<std::string> ids = catalog.MethodIds();
+  const std::string why =
+      ids.empty() ? absl::StrCat("no plugins were found in ", absl::StrJoin(catalog.searched, ", "))
+                  : NearestHint(use, ids);
+  return absl::NotFoundError(ErrorText(absl::StrCat("unknown method '", use, "'"), why, remedy));
+}
+
+absl::Status CheckStage(const MethodInfo& method) {
+  const bool stage = (method.flags & QM_METHOD_NO_STAGE) == 0 &&
+                     (method.Has(QM_EXT_QUANTIZE_LINEAR) || method.Has(QM_EXT_BLOCK_TRANSFORM) ||
+                      method.Has(QM_EXT_BLOCK_TUNE) || method.Has(QM_EXT_REPARAMETRIZE));
+  if (stage) return absl::OkStatus();
+  return absl::InvalidArgumentError(ErrorText(absl::StrCat("'", method.id, "' cannot be a stage"),
+                                              "it offers formats or kernels only",
+                                              "see quantmill plugins"));
+}
+
+absl::StatusOr<MethodUse> FindCapability(const MethodInfo& method, const std::string& capability) {
+  const std::vector<std::string>& known = TransformNames();
+  const bool transforms = method.Has(QM_EXT_BLOCK_TRANSFORM);
+  if (std::find(known.begin(), known.end(), capability) == known.end() || !transforms) {
+    return absl::InvalidArgumentError(
+        ErrorText(absl::StrCat("method '", method.id, "' has no capability '", capability, "'"),
+                  transforms ? NearestHint(capability, known)
+                             : absl::StrCat("write '", method.id, "' for the whole method")));
+  }
+  return MethodUse{&method, capability, {QM_EXT_BLOCK_TRANSFORM}};
+}
+
+}  // namespace
+
+bool MethodUse::Runs(std::string_view table) const {
+  return std::find(tables.begin(), tables.end(), table) != tables.end();
+}
+
+bool MethodUse::Packs() const { return Runs(QM_EXT_QUANTIZE_LINEAR); }
+
+absl::StatusOr<MethodUse> FindUse(const Catalog& catalog, const std::string& use) {
+  if (const MethodInfo* method = catalog.FindMethod(use)) {
+    QM_RETURN_IF_ERROR(CheckStage(*method));
+    MethodUse result{method, "", {}};
+    for (const char* table : {QM_EXT_BLOCK_TRANSFORM, QM_EXT_QUANTIZE_LINEAR, QM_EXT_BLOCK_TUNE,
+                              QM_EXT_REPARAMETRIZE}) {
+      if (method->Has(table)) result.tables.push_back(table);
+    }
+    return result;
+  }
+  const size_t dot = use.rfind('.');
+  const MethodInfo* method =
+      dot == std::string::npos ? nullptr : catalog.FindMethod(use.substr(0, dot));
+  if (method == nullptr) return UnknownMethod(catalog, use);
+  QM_RETURN_IF_ERROR(CheckStage(*method));
+  return FindCapability(*method, use.substr(dot + 1));
+}
+
+}  // namespace quantmill
