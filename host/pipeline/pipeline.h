@@ -60,7 +60,7 @@ struct Stage {
   std::vector<SourceLocation> layer_locations;  // one per entry of layers when written
 };
 
-struct Calibration {
+struct CalibrationSection {
   std::string text;  // absolute path, or "self"
   std::string key = "text";
   int64_t samples = 128;
@@ -76,7 +76,7 @@ struct Pipeline {
   std::string model_path;
   std::optional<DType> model_dtype;  // compute type; nullopt = auto
   std::vector<std::string> plugins;  // extra plugin files
-  std::optional<Calibration> calibration;
+  std::optional<CalibrationSection> calibration;
   std::string device = "auto";  // auto | cpu | cuda:N
   uint64_t seed = 1;
   std::string work_dir;

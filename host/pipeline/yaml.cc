@@ -95,7 +95,7 @@ class PipelineReader {
 
   void ReadCalibration(const YamlNode& node) {
     Section section = Open(node, "calibration", "calibration");
-    Calibration calibration;
+    CalibrationSection calibration;
     calibration.location = node.location;
     const bool self = section.Text("text", "") == "self";
     calibration.text = self ? "self" : Path(&section, "text", "name a file, or write 'self'");
