@@ -100,14 +100,15 @@ QM_HD inline int64_t AffineWordsPerRow(int64_t in_features, int32_t bits) {
   return (in_features * bits + 31) / 32;
 }
 
-// Word `word` of a row's little-endian bit stream; codes[i] < 2^bits is the code of channel i.
+// Word `word` of a row's little-endian bit stream. The code of channel i (< 2^bits) is
+// codes[position[i]], or codes[i] where position is null.
 QM_HD inline uint32_t PackWord(const uint8_t* codes, int64_t in_features, int32_t bits,
-                               int64_t word) {
+                               int64_t word, const int32_t* position = nullptr) {
   const int64_t first_bit = word * 32;
   uint32_t value = 0;
   for (int64_t i = first_bit / bits; i < in_features && i * bits < first_bit + 32; ++i) {
     const int64_t shift = i * bits - first_bit;  // negative for a code begun in the word before
-    const uint32_t code = codes[i];
+    const uint32_t code = codes[position != nullptr ? position[i] : i];
     value |= shift >= 0 ? code << shift : code >> -shift;
   }
   return value;
