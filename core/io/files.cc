@@ -33,6 +33,7 @@ absl::string_view Remedy(int error_number) {
   switch (error_number) {
     case ENOSPC:
     case EDQUOT:
+    case EFBIG:
       return "free some space or choose another directory";
     case EACCES:
     case EPERM:
@@ -50,6 +51,7 @@ absl::StatusCode Code(int error_number) {
   switch (error_number) {
     case ENOSPC:
     case EDQUOT:
+    case EFBIG:
       return absl::StatusCode::kResourceExhausted;
     case EROFS:
       return absl::StatusCode::kPermissionDenied;

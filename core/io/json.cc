@@ -11,34 +11,12 @@
 namespace quantmill {
 namespace {
 
-constexpr int kMaxDepth = 128;
+constexpr size_t kMaxDepth = 128;
 constexpr absl::string_view kRemedy = "fix the file, or download it again";
 
 absl::Status BadJson(absl::string_view source, absl::string_view why) {
   return absl::InvalidArgumentError(
       ErrorText(absl::StrCat("cannot read JSON from ", source), why, kRemedy));
-}
-
-// Brackets outside strings; a malformed text is left for the parser to report.
-absl::Status CheckDepth(std::string_view text, absl::string_view source) {
-  int depth = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      if (c == '"') in_string = false;
-      continue;
-    }
-    if (c == '"') in_string = true;
-    if (c == '[' || c == '{') ++depth;
-    if (c == ']' || c == '}') --depth;
-    if (depth > kMaxDepth) {
-      return BadJson(
-          source, absl::StrCat("it is nested more than ", kMaxDepth, " levels deep at byte ", i));
-    }
-  }
-  return absl::OkStatus();
 }
 
 // Library messages start with "[json.exception.NAME.NUMBER] ".
@@ -47,28 +25,57 @@ absl::string_view WithoutTag(absl::string_view message) {
   return end == absl::string_view::npos ? message : message.substr(end + 2);
 }
 
+// Walks a document without building it and keeps the first objection. A pass of its own: the
+// library's parser with callbacks takes quadratic time on an object with many objects in it.
+class Checker final : public nlohmann::json_sax<nlohmann::json> {
+ public:
+  const std::string& objection() const { return objection_; }
+
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool start_object(size_t) override { return Open(); }
+  bool end_object() override { return Close(); }
+  bool start_array(size_t) override { return Open(); }
+  bool end_array() override { return Close(); }
+  bool key(string_t& name) override {
+    if (open_.back().insert(name).second) return true;
+    objection_ = absl::StrCat("key \"", name, "\" appears twice in one object");
+    return false;
+  }
+  bool parse_error(size_t, const std::string&, const nlohmann::json::exception& error) override {
+    objection_ = std::string(WithoutTag(error.what()));
+    return false;
+  }
+
+ private:
+  bool Open() {
+    open_.emplace_back();
+    if (open_.size() <= kMaxDepth) return true;
+    objection_ = absl::StrCat("it is nested more than ", kMaxDepth, " levels deep");
+    return false;
+  }
+  bool Close() {
+    open_.pop_back();
+    return true;
+  }
+
+  std::vector<absl::flat_hash_set<std::string>> open_;  // keys seen; empty for arrays
+  std::string objection_;
+};
+
 template <class Json>
 absl::StatusOr<Json> ParseStrict(std::string_view text, absl::string_view source) {
-  QM_RETURN_IF_ERROR(CheckDepth(text, source));
-  std::vector<absl::flat_hash_set<std::string>> open_objects;
-  bool found_duplicate = false;
-  std::string duplicate;
-  const auto callback = [&](int, typename Json::parse_event_t event, Json& parsed) {
-    if (event == Json::parse_event_t::object_start) open_objects.emplace_back();
-    if (event == Json::parse_event_t::object_end) open_objects.pop_back();
-    if (event == Json::parse_event_t::key && !found_duplicate) {
-      const std::string& key = parsed.template get_ref<const std::string&>();
-      found_duplicate = !open_objects.back().insert(key).second;
-      if (found_duplicate) duplicate = key;
-    }
-    return true;
-  };
   try {
-    Json json = Json::parse(text.begin(), text.end(), callback);
-    if (found_duplicate) {
-      return BadJson(source, absl::StrCat("key \"", duplicate, "\" appears twice in one object"));
+    Checker checker;
+    if (!nlohmann::json::sax_parse(text.begin(), text.end(), &checker)) {
+      return BadJson(source, checker.objection());
     }
-    return json;
+    return Json::parse(text.begin(), text.end());
   } catch (const std::exception& error) {
     return BadJson(source, WithoutTag(error.what()));
   }
