@@ -1,0 +1,160 @@
+#include "host/cli/inspect_checkpoint.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "core/base/status.h"
+#include "core/io/checkpoint_files.h"
+#include "core/model/graph.h"
+#include "host/cli/table.h"
+
+namespace quantmill {
+namespace {
+
+std::string GroupName(const std::string& tensor) {
+  std::vector<std::string> parts = absl::StrSplit(tensor, '.');
+  for (std::string& part : parts) {
+    const bool number = !part.empty() && std::all_of(part.begin(), part.end(), [](unsigned char c) {
+      return c >= '0' && c <= '9';
+    });
+    if (number) part = "*";
+  }
+  return absl::StrJoin(parts, ".");
+}
+
+void AddTensor(const SafetensorsEntry& entry, CheckpointSummary* summary) {
+  const std::string name = GroupName(entry.name), shape = entry.ShapeText();
+  summary->bytes += static_cast<int64_t>(entry.bytes());
+  ++summary->tensors;
+  for (TensorGroup& group : summary->groups) {
+    if (group.name != name || group.dtype != entry.dtype_name || group.shape != shape) continue;
+    ++group.count;
+    group.bytes += static_cast<int64_t>(entry.bytes());
+    return;
+  }
+  summary->groups.push_back(
+      {name, entry.dtype_name, shape, 1, static_cast<int64_t>(entry.bytes())});
+}
+
+bool IsDense(const SafetensorsEntry& weight) {
+  return weight.dtype_name == "F32" || weight.dtype_name == "F16" || weight.dtype_name == "BF16" ||
+         weight.dtype_name == "F64";
+}
+
+void CountLinears(const ModelConfig& config, const Checkpoint& checkpoint,
+                  CheckpointSummary* summary) {
+  std::vector<LinearSlot> slots = AllSlots(config);
+  slots.push_back(HeadSlot(config));
+  std::map<std::string, int64_t> bytes;  // of a linear's tensors, without its bias
+  for (const CheckpointTensor& tensor : checkpoint.tensors()) {
+    const std::string& name = tensor.entry->name;
+    const size_t dot = name.rfind('.');
+    if (dot == std::string::npos || absl::EndsWith(name, ".bias")) continue;
+    bytes[name.substr(0, dot)] += static_cast<int64_t>(tensor.entry->bytes());
+  }
+  double bits = 0, weights = 0;
+  for (const LinearSlot& slot : slots) {
+    const CheckpointTensor* weight = checkpoint.Find(slot.name + ".weight");
+    const auto found = bytes.find(slot.name);
+    if (found == bytes.end()) continue;  // a tied head
+    if (weight != nullptr && IsDense(*weight->entry)) {
+      ++summary->dense_linears;
+      continue;
+    }
+    ++summary->packed_linears;
+    bits += 8.0 * static_cast<double>(found->second);
+    weights += static_cast<double>(slot.out_features) * static_cast<double>(slot.in_features);
+  }
+  if (weights > 0) summary->bits_per_weight = bits / weights;
+}
+
+void DescribeQuantization(const ModelConfig& config, CheckpointSummary* summary) {
+  const auto it = config.json.find("quantization_config");
+  if (it == config.json.end() || !it->is_object()) return;
+  std::vector<std::string> parts;
+  for (const auto& [key, value] : it->items()) {
+    if (!value.is_primitive() || value.is_null()) continue;
+    const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+    if (key == "quant_method") summary->quant_method = text;
+    parts.push_back(absl::StrCat(key, "=", text));
+  }
+  summary->quantization = absl::StrJoin(parts, " ");
+}
+
+}  // namespace
+
+absl::StatusOr<CheckpointSummary> SummarizeCheckpoint(const std::string& directory) {
+  QM_ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(directory));
+  QM_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint,
+                      Checkpoint::Open(directory));
+  CheckpointSummary summary;
+  summary.path = directory;
+  summary.model_type = config.model_type;
+  summary.files = static_cast<int64_t>(checkpoint->files().size());
+  for (const CheckpointTensor& tensor : checkpoint->tensors()) AddTensor(*tensor.entry, &summary);
+  DescribeQuantization(config, &summary);
+  CountLinears(config, *checkpoint, &summary);
+  return summary;
+}
+
+absl::StatusOr<CheckpointSummary> SummarizeFile(const std::string& path) {
+  QM_ASSIGN_OR_RETURN(const std::shared_ptr<const SafetensorsFile> file,
+                      SafetensorsFile::Open(path));
+  CheckpointSummary summary;
+  summary.path = path;
+  summary.files = 1;
+  for (const SafetensorsEntry& entry : file->entries()) AddTensor(entry, &summary);
+  return summary;
+}
+
+std::string FormatSummary(const CheckpointSummary& summary) {
+  std::vector<std::vector<std::string>> rows = {{"TENSOR", "COUNT", "DTYPE", "SHAPE", "SIZE"}};
+  for (const TensorGroup& group : summary.groups) {
+    rows.push_back({group.name, absl::StrCat(group.count), group.dtype, group.shape,
+                    FormatBytes(group.bytes)});
+  }
+  std::string text = FormatTable(rows, {1, 4});
+  absl::StrAppend(&text, "\n", summary.tensors, " tensors in ", summary.files,
+                  summary.files == 1 ? " file, " : " files, ", FormatBytes(summary.bytes), "\n");
+  if (summary.model_type.empty()) return text;
+  absl::StrAppend(&text, "model type ", summary.model_type, "; linears: ", summary.dense_linears,
+                  " dense, ", summary.packed_linears, " packed\n");
+  if (!summary.quantization.empty()) {
+    absl::StrAppend(&text, "quantization: ", summary.quantization, "\n");
+  }
+  if (summary.packed_linears > 0) {
+    absl::StrAppendFormat(&text, "packed linears take %.3f bits per weight, scales and all\n",
+                          summary.bits_per_weight);
+  }
+  return text;
+}
+
+nlohmann::ordered_json SummaryToJson(const CheckpointSummary& summary) {
+  nlohmann::ordered_json groups = nlohmann::ordered_json::array();
+  for (const TensorGroup& group : summary.groups) {
+    groups.push_back({{"name", group.name},
+                      {"count", group.count},
+                      {"dtype", group.dtype},
+                      {"shape", group.shape},
+                      {"bytes", group.bytes}});
+  }
+  return {{"path", summary.path},
+          {"model_type", summary.model_type},
+          {"quant_method", summary.quant_method},
+          {"quantization", summary.quantization},
+          {"files", summary.files},
+          {"tensors", summary.tensors},
+          {"size_bytes", summary.bytes},
+          {"dense_linears", summary.dense_linears},
+          {"packed_linears", summary.packed_linears},
+          {"bits_per_weight", summary.bits_per_weight},
+          {"groups", groups}};
+}
+
+}  // namespace quantmill
