@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/cpu/convert.h"
+#include "core/cpu/linear_few_rows.h"
 
 namespace quantmill::cpu {
 namespace {
@@ -65,6 +66,10 @@ void OutputTile(const Problem& p, int64_t row, int64_t rows, int64_t column, int
 
 void Linear(ThreadPool& threads, const float* x, int64_t rows, int64_t k, const void* weight,
             DType weight_dtype, int64_t n, const float* bias, float* out) {
+  if (rows >= 1 && rows <= kFewRows) {
+    LinearFewRows(threads, x, rows, k, weight, weight_dtype, n, bias, out);
+    return;
+  }
   const Problem problem = {x, rows, k, weight, weight_dtype, n, bias, out};
   const int64_t row_tiles = (rows + kRowTile - 1) / kRowTile;
   const int64_t out_tiles = (n + kOutTile - 1) / kOutTile;

@@ -66,7 +66,12 @@ TEST(KlRows, AgreesWithF64) {
     int64_t rows, vocab;
     float difference;
   };
-  for (const Case& c : {Case{1, 1, 1.0f}, {5, 37, 1.0f}, {3, 8192, 0.3f}, {2, 32003, 0.01f}}) {
+  for (const Case& c : {Case{1, 1, 1.0f},
+                        {5, 37, 1.0f},
+                        {3, 8192, 0.3f},
+                        {2, 32003, 0.01f},
+                        {2, 32003, 1e-3f},
+                        {2, 500, 30.0f}}) {
     const Tensor reference = RandomTensor({c.rows, c.vocab}, 1, DType::kF32, 3.0f);
     const Tensor noise = RandomTensor({c.rows, c.vocab}, 2, DType::kF32, c.difference);
     Tensor logits = Clone(reference);
@@ -82,9 +87,10 @@ TEST(KlRows, AgreesWithF64) {
       for (int64_t v = 0; v < c.vocab; ++v) {
         expected += std::exp(p[v] - p_sum) * ((p[v] - p_sum) - (q[v] - q_sum));
       }
-      // An error of e in every exponential changes the mean log ratio by at most e times its
-      // spread.
-      EXPECT_NEAR(kl.as<float>()[row], expected, 16 * kEpsilon * c.difference + 2e-8);
+      // Rounding p - q moves every log ratio by epsilon times the logits (about 16 here), which
+      // counts with the size of the ratios; everything else is relative to the result.
+      EXPECT_NEAR(kl.as<float>()[row], expected,
+                  64 * kEpsilon * expected + 16 * kEpsilon * c.difference * c.difference);
     }
   }
 }
@@ -116,6 +122,35 @@ TEST(KlRows, ImpossibleTokensCountNothing) {
   Tensor kl = Garbage({1});
   ASSERT_TRUE(Cpu().KlRows(reference, logits, &kl).ok());
   EXPECT_NEAR(kl.as<float>()[0], 0.0, 1e-7);
+}
+
+TEST(KlRows, ProbabilitiesThatVanish) {
+  // p = (1, e^-300), q = (1/2, 1/2): log 2. The second p is 0 in f32, its q is not.
+  Tensor kl = Garbage({1});
+  ASSERT_TRUE(Cpu()
+                  .KlRows(Tensor::FromF32({1, 2}, {300.0f, 0.0f}),
+                          Tensor::FromF32({1, 2}, {0.0f, 0.0f}), &kl)
+                  .ok());
+  EXPECT_NEAR(kl.as<float>()[0], std::log(2.0), 4 * kEpsilon);
+  // The other way round the second token costs 1/2 (log 1/2 + 300).
+  ASSERT_TRUE(Cpu()
+                  .KlRows(Tensor::FromF32({1, 2}, {0.0f, 0.0f}),
+                          Tensor::FromF32({1, 2}, {300.0f, 0.0f}), &kl)
+                  .ok());
+  EXPECT_NEAR(kl.as<float>()[0], 150 - std::log(2.0), 150 * 4 * kEpsilon);
+}
+
+TEST(KlRows, ShowsBrokenLogits) {
+  const Tensor good = Tensor::FromF32({1, 2}, {0.0f, 1.0f});
+  const Tensor bad = Tensor::FromF32({1, 2}, {0.0f, std::nanf("")});
+  Tensor kl = Garbage({1});
+  ASSERT_TRUE(Cpu().KlRows(bad, good, &kl).ok());
+  EXPECT_TRUE(std::isnan(kl.as<float>()[0]));
+  ASSERT_TRUE(Cpu().KlRows(good, bad, &kl).ok());
+  EXPECT_TRUE(std::isnan(kl.as<float>()[0]));
+  const float inf = std::numeric_limits<float>::infinity();
+  ASSERT_TRUE(Cpu().KlRows(good, Tensor::FromF32({1, 2}, {0.0f, -inf}), &kl).ok());
+  EXPECT_EQ(kl.as<float>()[0], inf);
 }
 
 TEST(Scoring, SaysWhatIsWrong) {
