@@ -26,7 +26,7 @@ void Apply(const nlohmann::json& line, JournalState* state) {
   } else if (type == "end") {
     state->finished[Text(line, "key")] = Text(line, "digest");
   } else if (type == "crash") {
-    state->crashes.push_back({Text(line, "key"), Text(line, "slot"), Text(line, "how")});
+    state->crashes.push_back({Text(line, "key"), Text(line, "slots"), Text(line, "how")});
   } else if (type == "done") {
     state->done = true;
   }
@@ -61,6 +61,10 @@ absl::StatusOr<std::string> ReadIfThere(const std::string& path) {
 }
 
 }  // namespace
+
+bool CrashRecord::Covers(const std::string& slot) const {
+  return absl::StrCat(",", slots, ",").find(absl::StrCat(",", slot, ",")) != std::string::npos;
+}
 
 absl::StatusOr<JournalState> ReadJournal(const std::string& path) {
   QM_ASSIGN_OR_RETURN(const std::string content, ReadIfThere(path));
@@ -112,7 +116,8 @@ absl::Status Journal::End(const std::string& key, const std::string& digest) {
 }
 
 absl::Status Journal::Crash(const CrashRecord& crash) {
-  return Append({{"type", "crash"}, {"key", crash.key}, {"slot", crash.slot}, {"how", crash.how}});
+  return Append(
+      {{"type", "crash"}, {"key", crash.key}, {"slots", crash.slots}, {"how", crash.how}});
 }
 
 absl::Status Journal::Done() { return Append({{"type", "done"}}); }

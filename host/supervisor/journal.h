@@ -16,9 +16,10 @@ namespace quantmill {
 
 // A plugin call that took a worker down.
 struct CrashRecord {
-  std::string key;   // of the unit
-  std::string slot;  // module name
-  std::string how;   // "died (SIGSEGV) in quantize-linear.run"
+  std::string key;    // of the unit
+  std::string slots;  // module names, comma between; more than one for a group call
+  std::string how;    // "plugin gptq 0.1.0 died (SIGSEGV) in quantize-linear.run on ..."
+  bool Covers(const std::string& slot) const;
 };
 
 // What the lines say, in order.

@@ -20,8 +20,15 @@ bool CudaVersions(qm_host_cuda* out) {
   out->cublas_version = major * 10000 + minor * 100 + patch;
   return true;
 }
+
+int64_t CudaFreeBytes(int index) {
+  size_t free_bytes = 0, total = 0;
+  if (cudaSetDevice(index) != cudaSuccess) return 0;
+  return cudaMemGetInfo(&free_bytes, &total) == cudaSuccess ? static_cast<int64_t>(free_bytes) : 0;
+}
 #else
 bool CudaVersions(qm_host_cuda*) { return false; }
+int64_t CudaFreeBytes(int) { return 0; }
 #endif
 
 }  // namespace quantmill

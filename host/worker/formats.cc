@@ -140,9 +140,9 @@ absl::StatusOr<FormatRegistry::Stored> PluginFormats::ToCheckpoint(std::string_v
   stored.tensors = call.TakeEmitted();
   stored.config_json = config == nullptr ? "{}" : config;
   if (stored.tensors.size() != count || count == 0) {
-    return absl::InternalError(
-        absl::StrCat("plugin ", owner.method->method->id, ", format.to_checkpoint, ", std::string(layer), ": ",
-                     count, " tensors listed, ", stored.tensors.size(), " emitted"));
+    return absl::InternalError(absl::StrCat(
+        "plugin ", owner.method->method->id, ", format.to_checkpoint, ", std::string(layer), ": ",
+        count, " tensors listed, ", stored.tensors.size(), " emitted"));
   }
   return stored;
 }
@@ -157,8 +157,8 @@ absl::StatusOr<PackedWeight> PluginFormats::FromCheckpoint(std::string_view targ
     views.back().tensor.flags |= QM_TENSOR_READONLY;
   }
   absl::Status last = absl::NotFoundError(
-      ErrorText(absl::StrCat("no plugin reads the checkpoint format ", std::string(target)), MethodList(),
-                "install the plugin of that format or name it with --plugin"));
+      ErrorText(absl::StrCat("no plugin reads the checkpoint format ", std::string(target)),
+                MethodList(), "install the plugin of that format or name it with --plugin"));
   // Several formats may share a target; the first that accepts these tensors is theirs.
   for (const LoadedMethod& method : methods_) {
     const auto* table = method.Ext<qm_format>(QM_EXT_FORMAT);

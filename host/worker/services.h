@@ -2,6 +2,7 @@
 #ifndef QUANTMILL_HOST_WORKER_SERVICES_H_
 #define QUANTMILL_HOST_WORKER_SERVICES_H_
 
+#include <cstdint>
 #include <string_view>
 
 #include "core/tensor/backend.h"
@@ -23,6 +24,8 @@ const void* HostService(CallContext& context, std::string_view id);
 
 // Versions of the CUDA libraries this binary runs with; false without CUDA.
 bool CudaVersions(qm_host_cuda* out);
+// Free memory of GPU `index`; 0 when it is not known.
+int64_t CudaFreeBytes(int index);
 
 }  // namespace quantmill
 

@@ -1,0 +1,332 @@
+#include "host/run/preflight.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "core/base/status.h"
+#include "core/calib/calibration.h"
+#include "core/formats/affine_int.h"
+#include "core/threads/thread_pool.h"
+#include "host/worker/services.h"
+
+namespace quantmill {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr double kCpuFlopsPerThread = 5e10;  // for a rough time, within a factor of two or three
+constexpr double kGpuFlops = 2e14;
+constexpr double kDiskBytesPerSecond = 1e9;
+constexpr double kUnknownBits = 8;                  // assumed of methods that do not say
+constexpr int64_t kBaseBytes = int64_t{100} << 20;  // the program itself
+
+int64_t OptionInt(const ResolvedOptions& options, const char* name, int64_t otherwise) {
+  const auto it = options.find(name);
+  int64_t value = 0;
+  return it != options.end() && absl::SimpleAtoi(it->second, &value) ? value : otherwise;
+}
+
+std::string OptionText(const ResolvedOptions& options, const char* name) {
+  const auto it = options.find(name);
+  return it == options.end() ? "" : it->second;
+}
+
+double ExpectedBits(const std::string& format_id, const ResolvedOptions& options,
+                    const LinearSlot& slot, DType scale_dtype) {
+  const std::string json = ExpectedFormatJson(format_id, options);
+  if (json.empty()) return 0;
+  const auto params = ParseAffineIntJson(json);
+  if (!params.ok()) return 0;
+  const double group = params->group_size < 0 ? static_cast<double>(slot.in_features)
+                                              : static_cast<double>(params->group_size);
+  double bits = params->bits + 8.0 * static_cast<double>(ElementSize(scale_dtype)) / group;
+  if (params->zero == AffineIntParams::Zero::kInt) bits += 8.0 / group;
+  if (OptionText(options, "act_order") == "true" &&
+      OptionText(options, "static_groups") != "true") {
+    bits += 32.0 / static_cast<double>(slot.out_features);  // group_index
+  }
+  return bits;
+}
+
+int64_t Weights(const LinearSlot& slot) { return slot.out_features * slot.in_features; }
+
+// Bytes of a layer's tensors, and of the largest of all layers.
+int64_t LargestBlockBytes(const PipelinePlan& plan, const Checkpoint& checkpoint) {
+  std::vector<int64_t> bytes(static_cast<size_t>(plan.config.layers), 0);
+  for (const LinearSlot& slot : plan.slots) {
+    const CheckpointTensor* tensor = checkpoint.Find(slot.name + ".weight");
+    if (slot.block >= 0 && tensor != nullptr) {
+      bytes[static_cast<size_t>(slot.block)] += static_cast<int64_t>(tensor->entry->bytes());
+    }
+  }
+  return bytes.empty() ? 0 : *std::max_element(bytes.begin(), bytes.end());
+}
+
+// The most that slots sharing one call need: weights and dequantized copies in f32, and scratch.
+int64_t LargestCallBytes(const PipelinePlan& plan, const StageSet& stages) {
+  int64_t largest = 0;
+  for (const PreparedStage& stage : stages.stages) {
+    std::map<std::pair<int, int>, int64_t> groups;
+    for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
+      const LinearSlot& slot = plan.slots[static_cast<size_t>(stage.stage->slots[i])];
+      const int64_t bytes =
+          Weights(slot) * 4 * 2 + static_cast<int64_t>(stage.method.plans[i].scratch_bytes);
+      largest = std::max(largest, groups[{slot.block, slot.input_group}] += bytes);
+    }
+  }
+  return largest;
+}
+
+CalibrationMemory LargestCalibration(const PipelinePlan& plan, const StageSet& stages,
+                                     Backend& backend) {
+  CalibrationMemory largest;
+  if (!stages.NeedsStatistics() || !plan.pipeline.calibration) return largest;
+  CalibrationOptions options;
+  options.keep_original = stages.UsesOriginalStream() && stages.UsesQuantizedStream();
+  for (int64_t block = 0; block < plan.config.layers; ++block) {
+    std::set<StatRequest> requests;
+    for (const PreparedStage& stage : stages.stages) {
+      std::vector<size_t> slots;
+      for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
+        if (plan.slots[static_cast<size_t>(stage.stage->slots[i])].block == block) {
+          slots.push_back(i);
+        }
+      }
+      const std::vector<StatRequest> more = stage.Requests(slots);
+      requests.insert(more.begin(), more.end());
+    }
+    const std::vector<StatRequest> list(requests.begin(), requests.end());
+    const CalibrationMemory memory = EstimateCalibrationMemory(
+        plan.config, plan.pipeline.calibration->samples, plan.pipeline.calibration->sequence_length,
+        backend.activation_dtype(), options, block, list);
+    largest.hidden = std::max(largest.hidden, memory.hidden);
+    largest.activations = std::max(largest.activations, memory.activations);
+    largest.statistics = std::max(largest.statistics, memory.statistics);
+  }
+  return largest;
+}
+
+// Products of the forward passes and of the statistics, and what the methods say of themselves.
+double EstimateFlops(const PipelinePlan& plan, const StageSet& stages) {
+  double flops = 0;
+  for (const PreparedStage& stage : stages.stages) {
+    for (const SlotPlan& slot : stage.method.plans) flops += slot.flops;
+  }
+  if (!stages.NeedsStatistics() || !plan.pipeline.calibration) return flops;
+  const double rows = static_cast<double>(plan.pipeline.calibration->samples) *
+                      static_cast<double>(plan.pipeline.calibration->sequence_length);
+  for (const LinearSlot& slot : plan.slots) {
+    if (slot.block < 0) continue;
+    flops += 2 * 2 * rows * static_cast<double>(Weights(slot));  // collect and advance
+  }
+  std::set<std::pair<int, int>> groups;
+  for (const PreparedStage& stage : stages.stages) {
+    if (!stage.needs_statistics) continue;
+    for (int index : stage.stage->slots) {
+      const LinearSlot& slot = plan.slots[static_cast<size_t>(index)];
+      if (!groups.insert({slot.block, slot.input_group}).second) continue;
+      flops += 2 * rows * static_cast<double>(slot.in_features * slot.in_features);
+    }
+  }
+  return flops;
+}
+
+std::string Gigabytes(int64_t bytes) {
+  return absl::StrFormat("%.2f GB", static_cast<double>(bytes) / 1e9);
+}
+
+// The closest directory above `path` that exists.
+fs::path ExistingAncestor(fs::path path) {
+  std::error_code error;
+  path = fs::absolute(path, error);
+  while (!path.empty() && !fs::exists(path, error) && path != path.parent_path()) {
+    path = path.parent_path();
+  }
+  return path;
+}
+
+int64_t FreeDisk(const std::string& path) {
+  std::error_code error;
+  const fs::space_info space = fs::space(ExistingAncestor(path), error);
+  return error ? 0 : static_cast<int64_t>(space.available);
+}
+
+int64_t CgroupAvailable() {
+  std::ifstream limit_file("/sys/fs/cgroup/memory.max"), used_file("/sys/fs/cgroup/memory.current");
+  int64_t limit = 0, used = 0;
+  if (!(limit_file >> limit) || !(used_file >> used)) return 0;
+  return std::max<int64_t>(limit - used, 1);
+}
+
+int64_t MemAvailable() {
+  std::ifstream file("/proc/meminfo");
+  std::string name, unit;
+  int64_t kilobytes = 0;
+  while (file >> name >> kilobytes) {
+    std::getline(file, unit);
+    if (name == "MemAvailable:") return kilobytes * 1024;
+  }
+  return 0;
+}
+
+}  // namespace
+
+std::string ExpectedFormatJson(const std::string& format_id, const ResolvedOptions& options) {
+  if (format_id != kAffineIntId || options.find("bits") == options.end()) return "";
+  AffineIntParams params;
+  params.bits = static_cast<int>(OptionInt(options, "bits", 4));
+  params.group_size = OptionInt(options, "group_size", -1);
+  params.zero = OptionText(options, "symmetric") == "true" ? AffineIntParams::Zero::kNone
+                                                           : AffineIntParams::Zero::kInt;
+  return AffineIntJson(params);
+}
+
+absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet& stages,
+                                       const Checkpoint& checkpoint, Backend& backend) {
+  PlanReport report;
+  report.device = DeviceName(backend.device());
+  double packed_bits = 0;
+  int64_t slot_bytes = 0;
+  for (size_t s = 0; s < stages.stages.size(); ++s) {
+    const PreparedStage& stage = stages.stages[s];
+    for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
+      const int index = stage.stage->slots[i];
+      const LinearSlot& slot = plan.slots[static_cast<size_t>(index)];
+      const SlotPlan& slot_plan = stage.method.plans[i];
+      SlotEstimate estimate;
+      estimate.stage = static_cast<int>(s);
+      estimate.slot = index;
+      estimate.format_id = slot_plan.format_id;
+      estimate.bits_per_weight =
+          ExpectedBits(slot_plan.format_id, stage.OptionsOf(i), slot, stages.scale_dtype);
+      for (const SlotPlan::Stat& stat : slot_plan.stats) {
+        estimate.statistics.emplace_back(StatId(stat.request.kind));
+      }
+      estimate.scratch_bytes = static_cast<int64_t>(slot_plan.scratch_bytes);
+      estimate.flops = slot_plan.flops;
+      const double bits = estimate.bits_per_weight > 0 ? estimate.bits_per_weight : kUnknownBits;
+      report.work_bytes += static_cast<int64_t>(bits * static_cast<double>(Weights(slot)) / 8);
+      if (plan.packed_by[static_cast<size_t>(index)] == static_cast<int>(s)) {
+        report.parameters += Weights(slot);
+        packed_bits += bits * static_cast<double>(Weights(slot));
+        const CheckpointTensor* tensor = checkpoint.Find(slot.name + ".weight");
+        if (tensor != nullptr) slot_bytes += static_cast<int64_t>(tensor->entry->bytes());
+      }
+      report.slots.push_back(std::move(estimate));
+    }
+  }
+  if (report.parameters > 0) {
+    report.bits_per_weight = packed_bits / static_cast<double>(report.parameters);
+  }
+  int64_t original = 0;
+  for (const CheckpointTensor& tensor : checkpoint.tensors()) {
+    original += static_cast<int64_t>(tensor.entry->bytes());
+  }
+  report.output_bytes = plan.pipeline.export_format == "dense"
+                            ? original
+                            : original - slot_bytes + static_cast<int64_t>(packed_bits / 8);
+
+  const CalibrationMemory calibration = LargestCalibration(plan, stages, backend);
+  const int64_t block = LargestBlockBytes(plan, checkpoint);
+  int64_t working =
+      block + LargestCallBytes(plan, stages) + calibration.activations + calibration.statistics;
+  if (stages.NeedsStatistics()) {  // the block with dequantized weights
+    working += block * ElementSize(backend.activation_dtype()) / 2;
+  }
+  report.peak_host_bytes = kBaseBytes + calibration.hidden + block;
+  if (backend.device().is_cuda()) {
+    report.peak_device_bytes = working;
+  } else {
+    report.peak_host_bytes += working - block;
+  }
+  const double rate =
+      backend.device().is_cuda() ? kGpuFlops : kCpuFlopsPerThread * backend.threads().size();
+  report.seconds =
+      EstimateFlops(plan, stages) / rate +
+      static_cast<double>(original + report.work_bytes + report.output_bytes) / kDiskBytesPerSecond;
+  return report;
+}
+
+MachineState ReadMachineState(const Pipeline& pipeline, Backend& backend) {
+  MachineState machine;
+  machine.host_bytes = MemAvailable();
+  if (const int64_t cgroup = CgroupAvailable(); cgroup > 0) {
+    machine.host_bytes = std::min(machine.host_bytes, cgroup);
+  }
+  if (backend.device().is_cuda()) machine.device_bytes = CudaFreeBytes(backend.device().index);
+  machine.work_disk_bytes = FreeDisk(pipeline.work_dir);
+  machine.output_disk_bytes = FreeDisk(pipeline.export_path);
+  struct stat work = {}, output = {};
+  machine.one_disk = stat(ExistingAncestor(pipeline.work_dir).c_str(), &work) == 0 &&
+                     stat(ExistingAncestor(pipeline.export_path).c_str(), &output) == 0 &&
+                     work.st_dev == output.st_dev;
+  return machine;
+}
+
+absl::Status CheckMachine(const PipelinePlan& plan, const PlanReport& report,
+                          const MachineState& machine) {
+  std::vector<std::string> reasons;
+  auto check = [&reasons](const char* what, int64_t wanted, int64_t there, const char* remedy) {
+    if (there <= 0 || wanted <= there) return;
+    reasons.push_back(ErrorText(absl::StrCat(what, ": about ", Gigabytes(wanted), " needed, ",
+                                             Gigabytes(there), " available"),
+                                "", remedy));
+  };
+  const Pipeline& pipeline = plan.pipeline;
+  auto limit = [](int64_t configured, int64_t available) {
+    return configured > 0 && (available <= 0 || configured < available) ? configured : available;
+  };
+  check("host memory", report.peak_host_bytes,
+        limit(pipeline.host_memory_limit, machine.host_bytes),
+        "use fewer calibration samples, or a machine with more memory");
+  check("device memory", report.peak_device_bytes,
+        limit(pipeline.device_memory_limit, machine.device_bytes),
+        "use another device, or --device cpu");
+  if (machine.one_disk) {
+    check("disk space for work_dir and output", report.work_bytes + report.output_bytes,
+          machine.output_disk_bytes, "free some, or put work_dir on another disk");
+  } else {
+    check("disk space for work_dir", report.work_bytes, machine.work_disk_bytes,
+          "free some, or choose another run.work_dir");
+    check("disk space for the output", report.output_bytes, machine.output_disk_bytes,
+          "free some, or choose another export.path");
+  }
+  if (reasons.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrJoin(reasons, "\n"));
+}
+
+absl::Status CheckCanStore(const PipelinePlan& plan, const StageSet& stages,
+                           PluginFormats& formats) {
+  const std::string& target = plan.pipeline.export_format;
+  if (target == "quantmill" || target == "dense") return absl::OkStatus();
+  for (size_t s = 0; s < stages.stages.size(); ++s) {
+    const PreparedStage& stage = stages.stages[s];
+    for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
+      const size_t index = static_cast<size_t>(stage.stage->slots[i]);
+      if (plan.packed_by[index] != static_cast<int>(s)) continue;
+      const LinearSlot& slot = plan.slots[index];
+      const std::string& format_id = stage.method.plans[i].format_id;
+      const std::string json = ExpectedFormatJson(format_id, stage.OptionsOf(i));
+      if (json.empty()) continue;
+      const absl::Status status =
+          formats.CanStore(target, format_id, json, slot.out_features, slot.in_features);
+      if (!status.ok()) {
+        return WithContext(
+            status, absl::StrCat(stage.stage->location.ToString(), ": stage '", stage.stage->name,
+                                 "', ", slot.name, " as ", target));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace quantmill

@@ -1,0 +1,303 @@
+#include "host/run/slot_work.h"
+
+#include <atomic>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
+#include "core/base/status.h"
+#include "core/formats/distortion.h"
+#include "core/threads/thread_pool.h"
+#include "host/run/fingerprint.h"
+
+namespace quantmill {
+namespace {
+
+constexpr char kDeviceLostPayload[] = "quantmill/device-lost";
+constexpr int kAttempts = 2;  // the first, and once more in a fresh worker
+
+absl::Status CheckFinite(const Tensor& weight, const std::string& name, ThreadPool& threads) {
+  const float* values = weight.as<const float>();
+  std::atomic<int64_t> bad = -1;
+  threads.ParallelFor(weight.elements(), 1 << 16, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (!std::isfinite(values[i])) {
+        bad.store(i, std::memory_order_relaxed);
+        return;
+      }
+    }
+  });
+  if (bad < 0) return absl::OkStatus();
+  return absl::DataLossError(ErrorText(
+      absl::StrCat("tensor ", name, ".weight has a value that is ",
+                   std::isnan(values[bad]) ? "not a number" : "infinite", " at row ",
+                   bad / weight.dim(1), ", column ", bad % weight.dim(1)),
+      "quantizing it would write garbage", "fetch the checkpoint again, or leave the layer out"));
+}
+
+absl::StatusOr<Tensor> HostCopy(const Tensor& tensor, Backend& backend) {
+  if (tensor.device().is_cpu()) return tensor;
+  QM_ASSIGN_OR_RETURN(Tensor host, Tensor::Host(tensor.dtype(), tensor.shape()));
+  QM_RETURN_IF_ERROR(backend.Copy(tensor, &host));
+  return host;
+}
+
+}  // namespace
+
+absl::Status DeviceLost(const absl::Status& cause) {
+  absl::Status status =
+      absl::UnavailableError(absl::StrCat("the device is lost: ", cause.message()));
+  status.SetPayload(kDeviceLostPayload, absl::Cord("1"));
+  return status;
+}
+
+bool IsDeviceLost(const absl::Status& status) {
+  return !status.ok() && status.GetPayload(kDeviceLostPayload).has_value();
+}
+
+const LinearSlot& SlotWorker::SlotOf(const GroupWork& work, size_t index) const {
+  return in_.plan->slots[static_cast<size_t>(work.stage->stage->slots[work.slots[index]])];
+}
+
+void SlotWorker::Warn(const std::string& text) const {
+  in_.sink({{"type", "log"}, {"severity", 2}, {"text", text}});
+}
+
+int SlotWorker::Crashes(const std::string& attempt, const std::string& slot,
+                        std::string* how) const {
+  int count = 0;
+  for (const CrashRecord& crash : in_.journal->crashes) {
+    if (crash.key != attempt || !crash.Covers(slot)) continue;
+    ++count;
+    *how = crash.how;
+  }
+  return count;
+}
+
+RunContext SlotWorker::ContextFor(const GroupWork& work) const {
+  RunContext context;
+  context.stage = work.stage->stage->name;
+  context.key = work.keys.attempt;
+  context.crash_dir = absl::StrCat(in_.work_dir, "/crash/", work.keys.attempt);
+  for (const CrashRecord& crash : in_.journal->crashes) {
+    if (crash.key == work.keys.attempt) context.one_by_one = true;
+  }
+  return context;
+}
+
+absl::StatusOr<SlotTask> SlotWorker::MakeTask(const GroupWork& work, size_t index,
+                                              const BoundMethod& method,
+                                              const ResolvedOptions& options) {
+  const LinearSlot& slot = SlotOf(work, index);
+  SlotTask task;
+  task.slot = &slot;
+  task.options = &options;
+  task.plan = &method.plans[work.slots[index]];
+  task.weight_dtype =
+      in_.stages->weight_dtypes[static_cast<size_t>(work.stage->stage->slots[work.slots[index]])];
+  task.scale_dtype = in_.stages->scale_dtype;
+  task.stats = work.stats;
+  task.stats_from_original = work.stats_from_original;
+  task.seed = SlotSeed(in_.plan->pipeline.seed, work.stage->stage->name, slot.name);
+  QM_ASSIGN_OR_RETURN(task.weight, in_.backend->Allocate(DType::kF32, work.dense[index].shape()));
+  QM_RETURN_IF_ERROR(in_.backend->Copy(work.dense[index], &task.weight));
+  QM_ASSIGN_OR_RETURN(const Tensor host, HostCopy(task.weight, *in_.backend));
+  QM_RETURN_IF_ERROR(CheckFinite(host, slot.name, in_.backend->threads()));
+  return task;
+}
+
+std::vector<std::vector<size_t>> SlotWorker::EqualOptions(const GroupWork& work) const {
+  std::vector<std::vector<size_t>> parts;
+  for (size_t i = 0; i < work.slots.size(); ++i) {
+    const ResolvedOptions& options = work.stage->OptionsOf(work.slots[i]);
+    bool placed = false;
+    for (std::vector<size_t>& part : parts) {
+      if (work.stage->OptionsOf(work.slots[part[0]]) != options) continue;
+      part.push_back(i);
+      placed = true;
+      break;
+    }
+    if (!placed) parts.push_back({i});
+  }
+  return parts;
+}
+
+absl::StatusOr<Tensor> SlotWorker::Dequantize(const PackedWeight& packed, DType dtype) {
+  PackedWeight on_device = packed;
+  for (NamedTensor& named : on_device.tensors) {
+    QM_ASSIGN_OR_RETURN(named.tensor, in_.backend->ToDevice(named.tensor));
+  }
+  QM_ASSIGN_OR_RETURN(const std::shared_ptr<PackedKernel> kernel,
+                      in_.formats->Kernel(on_device, *in_.backend));
+  QM_ASSIGN_OR_RETURN(
+      Tensor out, in_.backend->Allocate(dtype, Shape({packed.out_features, packed.in_features})));
+  QM_RETURN_IF_ERROR(kernel->Dequantize(on_device, &out));
+  return out;
+}
+
+absl::StatusOr<double> SlotWorker::OutputError(const GroupWork& work, const SlotTask& task,
+                                               const Tensor& dequantized, int64_t* rows) {
+  StatRequest request;
+  request.input_group = task.slot->input_group;
+  request.kind = StatKind::kRows;
+  request.max_rows = kOutputSampleRows;
+  request.from_original = !task.plan->stats.empty() && task.plan->stats[0].request.from_original &&
+                          !work.stats_from_original;
+  *rows = work.stats->RowCount(request.input_group, request.from_original);
+  const Tensor* x = work.stats->Find(request);
+  if (x == nullptr || x->dim(0) == 0) return -1.0;
+  const Shape shape({x->dim(0), task.slot->out_features});
+  Tensor outputs[2];
+  const Tensor* weights[2] = {&task.weight, &dequantized};
+  for (int i = 0; i < 2; ++i) {
+    QM_ASSIGN_OR_RETURN(Tensor y, in_.backend->Allocate(DType::kF32, shape));
+    QM_RETURN_IF_ERROR(
+        in_.backend->Gemm(false, true, 1.0, x->View(), weights[i]->View(), 0.0, y.View()));
+    QM_ASSIGN_OR_RETURN(outputs[i], HostCopy(y, *in_.backend));
+  }
+  QM_ASSIGN_OR_RETURN(const Distortion distortion, MeasureDistortion(outputs[0], outputs[1]));
+  return distortion.nmse();
+}
+
+absl::Status SlotWorker::MeasureErrors(const GroupWork& work, const SlotTask& task,
+                                       const PackedWeight& packed, SlotRecord* record) {
+  QM_ASSIGN_OR_RETURN(const Tensor dequantized, Dequantize(packed, DType::kF32));
+  QM_ASSIGN_OR_RETURN(const Tensor reference, HostCopy(task.weight, *in_.backend));
+  QM_ASSIGN_OR_RETURN(const Tensor approximate, HostCopy(dequantized, *in_.backend));
+  QM_ASSIGN_OR_RETURN(const Distortion distortion, MeasureDistortion(reference, approximate));
+  if (!distortion.finite) {
+    return absl::InternalError("the packed weight dequantizes to values that are not finite");
+  }
+  record->weight_nmse = distortion.nmse();
+  if (work.stats == nullptr || task.plan->stats.empty()) return absl::OkStatus();
+  QM_ASSIGN_OR_RETURN(record->output_nmse, OutputError(work, task, dequantized, &record->rows));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<SlotResult> SlotWorker::Accept(const GroupWork& work, size_t index,
+                                              const BoundMethod& method,
+                                              const ResolvedOptions& options, const SlotTask& task,
+                                              SlotOutcome outcome) {
+  const LinearSlot& slot = SlotOf(work, index);
+  auto context = [&](const absl::Status& status) {
+    return WithContext(status, absl::StrCat("stage ", work.stage->stage->name, ", plugin ",
+                                            method.loaded.method->id, ", ", slot.name));
+  };
+  SlotResult result;
+  auto packed = std::make_shared<PackedWeight>(std::move(outcome.packed));
+  SlotRecord& r = result.record;
+  r.slot = slot.name;
+  r.packed = true;
+  r.method = method.loaded.method->id;
+  r.version = method.loaded.method->version;
+  r.plugin_sha256 = method.plugin_sha256;
+  r.options = OptionsJson(options);
+  r.seed = task.seed;
+  r.format_id = packed->format_id;
+  r.format_json = packed->format_json;
+  r.out_features = packed->out_features;
+  r.in_features = packed->in_features;
+  r.bits_per_weight = packed->BitsPerWeight();
+  r.seconds = outcome.seconds;
+  r.scratch_peak_bytes = static_cast<int64_t>(outcome.scratch_peak);
+  QM_RETURN_IF_ERROR(context(in_.formats->Check(*packed)));
+  const std::string& target = in_.plan->pipeline.export_format;
+  if (target != "quantmill" && target != "dense") {
+    QM_RETURN_IF_ERROR(context(in_.formats->CanStore(target, packed->format_id, packed->format_json,
+                                                     packed->out_features, packed->in_features)));
+  }
+  QM_RETURN_IF_ERROR(context(MeasureErrors(work, task, *packed, &r)));
+  result.packed = std::move(packed);
+  return result;
+}
+
+absl::StatusOr<SlotResult> SlotWorker::HandleFailure(const GroupWork& work, size_t index,
+                                                     const absl::Status& failure) {
+  if (in_.backend->device().is_cuda()) {
+    if (const absl::Status status = in_.backend->Synchronize(); !status.ok()) {
+      return DeviceLost(failure);
+    }
+  }
+  const PlannedStage& stage = *work.stage->stage;
+  const LinearSlot& slot = SlotOf(work, index);
+  if (stage.on_error.action == OnError::Action::kStop) return failure;
+  if (stage.on_error.action == OnError::Action::kKeepDense) {
+    Warn(absl::StrCat(failure.message(), "; ", slot.name, " stays dense (on_error: keep-dense)"));
+    SlotResult result;
+    result.record.slot = slot.name;
+    result.record.error = std::string(failure.message());
+    result.record.out_features = slot.out_features;
+    result.record.in_features = slot.in_features;
+    return result;
+  }
+  const BoundMethod& method = *work.stage->fallback;
+  Warn(absl::StrCat(failure.message(), "; ", slot.name, " goes to ", method.loaded.method->id,
+                    " (on_error: use)"));
+  QM_ASSIGN_OR_RETURN(const SlotTask task, MakeTask(work, index, method, stage.fallback_options));
+  std::vector<SlotOutcome> outcomes = in_.runner->Run(method.loaded, ContextFor(work), {&task, 1});
+  QM_RETURN_IF_ERROR(outcomes[0].status);
+  QM_ASSIGN_OR_RETURN(SlotResult result, Accept(work, index, method, stage.fallback_options, task,
+                                                std::move(outcomes[0])));
+  result.record.error = std::string(failure.message());
+  return result;
+}
+
+absl::StatusOr<std::vector<SlotResult>> SlotWorker::Run(const GroupWork& work) {
+  std::vector<SlotResult> results(work.slots.size());
+  const RunContext context = ContextFor(work);
+  for (const std::vector<size_t>& part : EqualOptions(work)) {
+    std::vector<SlotTask> tasks;
+    std::vector<size_t> members;
+    const ResolvedOptions& options = work.stage->OptionsOf(work.slots[part[0]]);
+    for (size_t index : part) {
+      std::string how;
+      if (Crashes(context.key, SlotOf(work, index).name, &how) >= kAttempts) {
+        QM_ASSIGN_OR_RETURN(
+            results[index],
+            HandleFailure(work, index,
+                          absl::AbortedError(absl::StrCat(how, ", twice; not tried again"))));
+        continue;
+      }
+      QM_ASSIGN_OR_RETURN(SlotTask task, MakeTask(work, index, work.stage->method, options));
+      tasks.push_back(std::move(task));
+      members.push_back(index);
+    }
+    std::vector<SlotOutcome> outcomes;
+    if (context.one_by_one) {
+      for (size_t i = 0; i < tasks.size(); ++i) {
+        RunContext one = context;
+        std::string how;
+        one.bundle = Crashes(context.key, tasks[i].slot->name, &how) > 0;
+        outcomes.push_back(
+            std::move(in_.runner->Run(work.stage->method.loaded, one, {&tasks[i], 1})[0]));
+      }
+    } else if (!tasks.empty()) {
+      outcomes = in_.runner->Run(work.stage->method.loaded, context, tasks);
+    }
+    for (size_t i = 0; i < tasks.size(); ++i) {
+      absl::StatusOr<SlotResult> result = outcomes[i].status;
+      if (outcomes[i].status.ok()) {
+        result =
+            Accept(work, members[i], work.stage->method, options, tasks[i], std::move(outcomes[i]));
+      }
+      if (!result.ok()) {
+        const absl::Status failure = result.status();
+        const std::string directory = absl::StrCat(context.crash_dir, "/", tasks[i].slot->name);
+        const nlohmann::json words = {{"plugin", work.stage->method.loaded.method->id},
+                                      {"version", work.stage->method.loaded.method->version},
+                                      {"path", work.stage->method.loaded.path},
+                                      {"function", "quantize-linear.run"},
+                                      {"stage", context.stage}};
+        // The bundle is a help for the plugin's author; the failure matters more than its own.
+        WriteCrashBundle(directory, *in_.backend, words, tasks[i]).IgnoreError();
+        result = HandleFailure(work, members[i], failure);
+      }
+      QM_RETURN_IF_ERROR(result.status());
+      results[members[i]] = *std::move(result);
+    }
+  }
+  return results;
+}
+
+}  // namespace quantmill

@@ -1,0 +1,89 @@
+// Quantizing the slots of one input group: weights in, packed weights and their errors out, with
+// the stage's on_error applied.
+#ifndef QUANTMILL_HOST_RUN_SLOT_WORK_H_
+#define QUANTMILL_HOST_RUN_SLOT_WORK_H_
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "core/calib/statistics.h"
+#include "core/model/weights.h"
+#include "host/run/method_runner.h"
+#include "host/run/stage_set.h"
+#include "host/run/unit_keys.h"
+#include "host/run/unit_store.h"
+#include "host/supervisor/journal.h"
+#include "host/worker/formats.h"
+
+namespace quantmill {
+
+// The device itself has failed (a sticky CUDA error): nothing in this process can be trusted.
+absl::Status DeviceLost(const absl::Status& cause);
+bool IsDeviceLost(const absl::Status& status);
+
+struct SlotWorkInputs {
+  const PipelinePlan* plan = nullptr;
+  const StageSet* stages = nullptr;
+  Backend* backend = nullptr;
+  MethodRunner* runner = nullptr;
+  PluginFormats* formats = nullptr;
+  const JournalState* journal = nullptr;
+  std::string work_dir;
+  EventSink sink;
+};
+
+// One input group of a stage in a block.
+struct GroupWork {
+  const PreparedStage* stage = nullptr;
+  std::vector<size_t> slots;  // indices into the stage's slots, equal input group
+  std::vector<Tensor> dense;  // their weights, any model float dtype, on the device
+  UnitKeys keys;
+  const Statistics* stats = nullptr;
+  bool stats_from_original = false;
+};
+
+struct SlotResult {
+  SlotRecord record;
+  std::shared_ptr<const PackedWeight> packed;  // null: stays dense
+};
+
+class SlotWorker {
+ public:
+  explicit SlotWorker(SlotWorkInputs inputs) : in_(std::move(inputs)) {}
+
+  // One result per slot. An error ends the run: on_error is `stop`, a weight is not finite, or the
+  // device is lost.
+  absl::StatusOr<std::vector<SlotResult>> Run(const GroupWork& work);
+
+  // The dense form of a packed weight by its format's rule, in `dtype`, on the device.
+  absl::StatusOr<Tensor> Dequantize(const PackedWeight& packed, DType dtype);
+
+ private:
+  absl::StatusOr<SlotTask> MakeTask(const GroupWork& work, size_t index, const BoundMethod& method,
+                                    const ResolvedOptions& options);
+  std::vector<std::vector<size_t>> EqualOptions(const GroupWork& work) const;
+  // How often the call for this slot took a worker down, and the last report of it.
+  int Crashes(const std::string& attempt, const std::string& slot, std::string* how) const;
+  RunContext ContextFor(const GroupWork& work) const;
+  absl::StatusOr<SlotResult> Accept(const GroupWork& work, size_t index, const BoundMethod& method,
+                                    const ResolvedOptions& options, const SlotTask& task,
+                                    SlotOutcome outcome);
+  absl::StatusOr<SlotResult> HandleFailure(const GroupWork& work, size_t index,
+                                           const absl::Status& failure);
+  absl::Status MeasureErrors(const GroupWork& work, const SlotTask& task,
+                             const PackedWeight& packed, SlotRecord* record);
+  absl::StatusOr<double> OutputError(const GroupWork& work, const SlotTask& task,
+                                     const Tensor& dequantized, int64_t* rows);
+  const LinearSlot& SlotOf(const GroupWork& work, size_t index) const;
+  void Warn(const std::string& text) const;
+
+  SlotWorkInputs in_;
+};
+
+}  // namespace quantmill
+
+#endif  // QUANTMILL_HOST_RUN_SLOT_WORK_H_

@@ -1,0 +1,64 @@
+// The stages of a checked pipeline, bound to loaded methods and with every slot's plan().
+#ifndef QUANTMILL_HOST_RUN_STAGE_SET_H_
+#define QUANTMILL_HOST_RUN_STAGE_SET_H_
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/io/checkpoint_files.h"
+#include "host/pipeline/plan.h"
+#include "host/plugins/catalog.h"
+#include "host/plugins/registry.h"
+#include "host/run/method_runner.h"
+
+namespace quantmill {
+
+// A method a stage runs, and where it came from.
+struct BoundMethod {
+  LoadedMethod loaded;
+  std::string plugin_sha256;
+  std::vector<SlotPlan> plans;  // one per slot of the stage
+};
+
+struct PreparedStage {
+  const PlannedStage* stage = nullptr;
+  BoundMethod method;
+  std::optional<BoundMethod> fallback;  // on_error: {use: ...}
+  bool sequential = false;              // measure again after every input group
+  bool from_original = false;           // statistics of the untouched model by default
+  bool needs_statistics = false;
+  bool uses_quantized_stream = false;
+  bool uses_original_stream = false;
+
+  const ResolvedOptions& OptionsOf(size_t index) const { return stage->options[index]; }
+  // All requests for the slots with these indices, the sample for output errors included.
+  std::vector<StatRequest> Requests(const std::vector<size_t>& indices) const;
+};
+
+// Rows of calibration input on which the error of a linear's output is measured.
+inline constexpr int64_t kOutputSampleRows = 256;
+
+struct StageSet {
+  std::vector<PreparedStage> stages;
+  DType scale_dtype = DType::kF16;
+  std::vector<DType> weight_dtypes;  // per slot of the plan, as stored
+  bool NeedsStatistics() const;
+  bool UsesQuantizedStream() const;
+  bool UsesOriginalStream() const;
+};
+
+// The dtype in which `target` stores scales: F16 for gptq, the model's for compressed-tensors, else
+// F16 for 16-bit models and F32 for F32 models.
+DType ScaleDType(std::string_view target, DType model_dtype);
+
+// `plan` must outlive the result. UNIMPLEMENTED for stages that need another table than
+// qm.quantize-linear/1.
+absl::StatusOr<StageSet> PrepareStages(const PipelinePlan& plan, const Catalog& catalog,
+                                       const std::vector<LoadedMethod>& methods,
+                                       const Checkpoint& checkpoint, MethodRunner& runner);
+
+}  // namespace quantmill
+
+#endif  // QUANTMILL_HOST_RUN_STAGE_SET_H_

@@ -1,0 +1,184 @@
+#include "host/supervisor/supervise.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "core/base/status.h"
+#include "host/cli/command.h"
+
+namespace quantmill {
+namespace {
+
+constexpr int kAttempts = 2;
+
+std::string Text(const nlohmann::json& json, const char* key) {
+  const auto it = json.find(key);
+  return it != json.end() && it->is_string() ? it->get<std::string>() : "";
+}
+
+absl::Status StatusOf(const nlohmann::json& event) {
+  const int code = event.value("code", static_cast<int>(absl::StatusCode::kInternal));
+  const absl::Status status(static_cast<absl::StatusCode>(code), Text(event, "message"));
+  switch (event.value("exit", static_cast<int>(kExitFailed))) {
+    case kExitUsage:
+      return UsageError(status);
+    case kExitRefused:
+      return RefusedError(status);
+    default:
+      return status;
+  }
+}
+
+std::string SlotList(const nlohmann::json& call) {
+  std::vector<std::string> slots;
+  if (const auto it = call.find("slots"); it != call.end() && it->is_array()) {
+    for (const nlohmann::json& slot : *it) {
+      if (slot.is_string()) slots.push_back(slot.get<std::string>());
+    }
+  }
+  return slots.empty() ? Text(call, "slot") : absl::StrJoin(slots, ",");
+}
+
+// "plugin gptq 0.1.0 died (SIGSEGV) in quantize-linear.run on NAME [384x1024 f32], stage main"
+std::string Describe(const nlohmann::json& call, const std::string& how) {
+  return absl::StrCat("plugin ", Text(call, "plugin"), " ", Text(call, "version"), " ", how, " in ",
+                      Text(call, "function"), " on ", SlotList(call), " ", Text(call, "shape"),
+                      ", stage ", Text(call, "stage"));
+}
+
+nlohmann::json Warning(const std::string& text) {
+  return {{"type", "log"}, {"severity", 2}, {"text", text}};
+}
+
+class Supervisor {
+ public:
+  Supervisor(const SuperviseOptions& options, Journal* journal, const EventSink& sink)
+      : options_(options), journal_(journal), sink_(sink), journal_sink_(journal, sink) {}
+
+  absl::StatusOr<SuperviseResult> Run() {
+    const InterruptGuard guard;
+    for (;;) {
+      QM_ASSIGN_OR_RETURN(const WorkerEnd end, RunOnce());
+      peak_rss_ = std::max(peak_rss_, end.peak_rss_bytes);
+      QM_RETURN_IF_ERROR(journal_sink_.status());
+      if (end.interrupted) return Interrupted();
+      if (last_ && Text(*last_, "type") == "result") {
+        return SuperviseResult{nlohmann::ordered_json(last_->at("value")), peak_rss_};
+      }
+      if (last_) return StatusOf(*last_);
+      QM_RETURN_IF_ERROR(HandleLoss(end));
+    }
+  }
+
+ private:
+  absl::StatusOr<WorkerEnd> RunOnce() {
+    last_.reset();
+    WorkerOptions worker;
+    worker.program = options_.program;
+    worker.request = options_.request(journal_ == nullptr ? JournalState() : journal_->state());
+    worker.last_words = options_.last_words;
+    worker.hang_seconds = options_.hang_seconds;
+    worker.interrupted = [this] {
+      return InterruptGuard::Interrupted() || !journal_sink_.status().ok();
+    };
+    return RunWorker(worker, [this](const nlohmann::json& event) {
+      const std::string type = Text(event, "type");
+      if (type == "result" || type == "error") {
+        last_ = event;
+      } else {
+        journal_sink_.Handle(event);
+      }
+    });
+  }
+
+  absl::Status Interrupted() const {
+    if (journal_ == nullptr) return absl::CancelledError("interrupted");
+    return absl::CancelledError(
+        ErrorText("interrupted",
+                  absl::StrCat(journal_->state().finished.size(),
+                               " finished units are kept in the work directory"),
+                  "continue with the same command and --resume"));
+  }
+
+  // OK: start another worker.
+  absl::Status HandleLoss(const WorkerEnd& end) {
+    const std::string how = end.How(options_.hang_seconds);
+    if (!end.running_call) return HandleHostLoss(how);
+    const nlohmann::json& call = *end.running_call;
+    const std::string text = Describe(call, how);
+    const std::string key = Text(call, "key");
+    if (journal_ == nullptr || key.empty()) return absl::InternalError(text);
+    QM_RETURN_IF_ERROR(journal_->Crash({key, SlotList(call), text}));
+    int count = 0;
+    for (const CrashRecord& crash : journal_->state().crashes) {
+      count += crash.key == key && crash.Covers(Text(call, "slot"));
+    }
+    if (count > kAttempts) return absl::InternalError(text);
+    sink_(Warning(absl::StrCat(text, count < kAttempts ? "; retrying once" : "; not tried again")));
+    return absl::OkStatus();
+  }
+
+  absl::Status HandleHostLoss(const std::string& how) {
+    const std::string text = absl::StrCat("the worker ", how, " outside of any plugin call");
+    const char* remedy =
+        "if the machine ran out of memory, use fewer calibration samples; everything finished is "
+        "kept for --resume";
+    if (journal_ == nullptr || ++host_losses_ >= kAttempts) {
+      return absl::InternalError(ErrorText(text, "", remedy));
+    }
+    sink_(Warning(absl::StrCat(text, "; retrying once")));
+    return absl::OkStatus();
+  }
+
+  const SuperviseOptions& options_;
+  Journal* journal_;
+  const EventSink& sink_;
+  JournalSink journal_sink_;
+  std::optional<nlohmann::json> last_;
+  int64_t peak_rss_ = 0;
+  int host_losses_ = 0;
+};
+
+}  // namespace
+
+void JournalSink::Handle(const nlohmann::json& event) {
+  const std::string type = Text(event, "type");
+  absl::Status status;
+  if (journal_ != nullptr && type == "begin") {
+    status =
+        journal_->Begin(Text(event, "key"), Text(event, "stage"), event.value("block", int64_t{0}));
+  } else if (journal_ != nullptr && type == "end") {
+    status = journal_->End(Text(event, "key"), Text(event, "digest"));
+  }
+  if (!status.ok() && status_.ok()) status_ = status;
+  next_(event);
+}
+
+absl::StatusOr<SuperviseResult> Supervise(const SuperviseOptions& options, Journal* journal,
+                                          const EventSink& sink) {
+  return Supervisor(options, journal, sink).Run();
+}
+
+nlohmann::json ResultEvent(const nlohmann::ordered_json& value) {
+  return {{"type", "result"}, {"value", value}};
+}
+
+nlohmann::json ErrorEvent(const absl::Status& status) {
+  return {{"type", "error"},
+          {"code", static_cast<int>(status.code())},
+          {"message", std::string(status.message())},
+          {"exit", ExitCodeOf(status)}};
+}
+
+double HangSeconds() {
+  const char* text = getenv("QM_HANG_SECONDS");
+  double seconds = 0;
+  return text != nullptr && absl::SimpleAtod(text, &seconds) && seconds > 0 ? seconds : 300;
+}
+
+}  // namespace quantmill
