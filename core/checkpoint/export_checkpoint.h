@@ -16,9 +16,9 @@
 
 namespace quantmill {
 
-// What a run made of the model. Called from one thread, slot by slot in the order of AllSlots and
-// then lm_head; what is returned is dropped after it was written, so that memory stays at about one
-// block.
+// What a run made of the model. Called from one thread, twice per slot: for its layout, then for
+// its data, in the order of AllSlots and then lm_head; what is returned is dropped after it was
+// written, so that memory stays at about one block.
 class ExportSource {
  public:
   virtual ~ExportSource() = default;

@@ -53,8 +53,8 @@ class QuantizationConfig {
 absl::StatusOr<std::shared_ptr<const QuantizationConfig>> ParseQuantizationConfig(
     const nlohmann::ordered_json& json);
 
-// Looks in quantize_config.json, quant_config.json, then the `quantization_config` of config.json,
-// the order of GPTQ readers; null for an original checkpoint.
+// The `quantization_config` of config.json, else quantize_config.json or quant_config.json (older
+// GPTQ files); null for an original checkpoint.
 absl::StatusOr<std::shared_ptr<const QuantizationConfig>> ReadQuantizationConfig(
     const std::string& directory);
 

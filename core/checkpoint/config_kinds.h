@@ -1,0 +1,48 @@
+// The kinds of `quantization_config` behind quantization_config.h, one file each, and what they
+// share.
+#ifndef QUANTMILL_CORE_CHECKPOINT_CONFIG_KINDS_H_
+#define QUANTMILL_CORE_CHECKPOINT_CONFIG_KINDS_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/checkpoint/quantization_config.h"
+#include "nlohmann/json.hpp"
+
+namespace re2 {
+class RE2;
+}
+
+namespace quantmill {
+
+using ConfigPointer = absl::StatusOr<std::shared_ptr<const QuantizationConfig>>;
+
+ConfigPointer ParseGptqConfig(const nlohmann::ordered_json& json);
+ConfigPointer ParseCompressedTensorsConfig(const nlohmann::ordered_json& json);
+ConfigPointer ParseNativeConfig(const nlohmann::ordered_json& json);
+
+absl::StatusOr<nlohmann::ordered_json> ComposeGptqConfig(std::string_view target,
+                                                         const std::vector<SlotEntry>& slots);
+absl::StatusOr<nlohmann::ordered_json> ComposeCompressedTensorsConfig(
+    const std::vector<SlotEntry>& slots);
+absl::StatusOr<nlohmann::ordered_json> ComposeNativeConfig(const std::vector<SlotEntry>& slots);
+
+// A pattern that other programs match with Python's re.match: anchored at the start only.
+// UNIMPLEMENTED for what RE2 lacks (look-around, back references).
+absl::StatusOr<std::shared_ptr<const re2::RE2>> CompilePythonPattern(const std::string& pattern);
+bool MatchesAtStart(const re2::RE2& pattern, std::string_view name);
+
+// "quantization_config: 'KEY' WHY".
+absl::Status ConfigError(std::string_view key, std::string_view why);
+// Values with a default; INVALID_ARGUMENT for another type.
+absl::StatusOr<bool> GetBool(const nlohmann::ordered_json& json, const char* key, bool fallback);
+absl::StatusOr<int64_t> GetInt(const nlohmann::ordered_json& json, const char* key,
+                               int64_t fallback);
+absl::StatusOr<std::string> GetString(const nlohmann::ordered_json& json, const char* key,
+                                      const std::string& fallback);
+
+}  // namespace quantmill
+
+#endif  // QUANTMILL_CORE_CHECKPOINT_CONFIG_KINDS_H_

@@ -1,0 +1,90 @@
+#include "core/checkpoint/export_files.h"
+
+#include <filesystem>
+#include <system_error>
+
+#include "core/base/status.h"
+#include "core/io/files.h"
+
+namespace quantmill {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kCopied[] = {"tokenizer.json",
+                                   "tokenizer_config.json",
+                                   "special_tokens_map.json",
+                                   "added_tokens.json",
+                                   "tokenizer.model",
+                                   "vocab.json",
+                                   "merges.txt",
+                                   "chat_template.jinja",
+                                   "chat_template.json",
+                                   "generation_config.json"};
+
+std::string Parent(const std::string& path) {
+  const std::string parent = fs::path(path).parent_path().string();
+  return parent.empty() ? "." : parent;
+}
+
+}  // namespace
+
+absl::StatusOr<TemporaryDirectory> TemporaryDirectory::Create(const std::string& path) {
+  std::error_code error;
+  fs::remove_all(path, error);
+  if (error) return SystemError("delete", path, error.value());
+  fs::create_directories(path, error);
+  if (error) return SystemError("create directory", path, error.value());
+  return TemporaryDirectory(path);
+}
+
+TemporaryDirectory::~TemporaryDirectory() {
+  if (path_.empty()) return;
+  std::error_code error;  // the error that led here is the one to report
+  fs::remove_all(path_, error);
+}
+
+absl::Status TemporaryDirectory::Publish(const std::string& final_path) {
+  QM_RETURN_IF_ERROR(SyncDirectory(path_));
+  std::error_code error;
+  fs::create_directories(Parent(final_path), error);
+  if (error) return SystemError("create directory", Parent(final_path), error.value());
+  // rename() would replace an empty directory silently.
+  if (fs::exists(final_path, error)) {
+    return absl::AlreadyExistsError(ErrorText(absl::StrCat(final_path, " exists"),
+                                              "an export does not overwrite",
+                                              "delete it or name another directory"));
+  }
+  fs::rename(path_, final_path, error);
+  if (error) return SystemError("rename to", final_path, error.value());
+  path_.clear();
+  return SyncDirectory(Parent(final_path));
+}
+
+absl::Status CopyModelFiles(const std::string& from, const std::string& to) {
+  for (const char* name : kCopied) {
+    const std::string source = absl::StrCat(from, "/", name);
+    if (!FileExists(source)) continue;
+    QM_ASSIGN_OR_RETURN(const std::string content, ReadFile(source));
+    QM_RETURN_IF_ERROR(WriteFile(absl::StrCat(to, "/", name), content));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WriteJsonFile(const std::string& path, const nlohmann::ordered_json& json) {
+  // Text that is not UTF-8 cannot come from a parsed file, but must not throw either.
+  const auto replace = nlohmann::ordered_json::error_handler_t::replace;
+  return WriteFile(path, json.dump(2, ' ', false, replace) + "\n");
+}
+
+absl::StatusOr<int64_t> DirectoryBytes(const std::string& directory) {
+  std::error_code error;
+  int64_t sum = 0;
+  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
+    if (it->is_regular_file(error)) sum += static_cast<int64_t>(it->file_size(error));
+  }
+  if (error) return SystemError("read directory", directory, error.value());
+  return sum;
+}
+
+}  // namespace quantmill

@@ -1,0 +1,265 @@
+#include "core/checkpoint/open_model.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "core/base/status.h"
+#include "core/formats/affine_int.h"
+#include "core/io/checkpoint_files.h"
+#include "core/model/dense_source.h"
+
+namespace quantmill {
+namespace {
+
+// Tensors of the checkpoint whose names begin with `prefix`.
+std::vector<std::string> NamesUnder(const Checkpoint& checkpoint, const std::string& prefix) {
+  const auto& tensors = checkpoint.tensors();
+  auto it = std::lower_bound(
+      tensors.begin(), tensors.end(), prefix,
+      [](const CheckpointTensor& t, const std::string& name) { return t.entry->name < name; });
+  std::vector<std::string> names;
+  for (; it != tensors.end() && absl::StartsWith(it->entry->name, prefix); ++it) {
+    names.push_back(it->entry->name);
+  }
+  return names;
+}
+
+bool Contains(const std::vector<std::string>& list, const std::string& name) {
+  return std::find(list.begin(), list.end(), name) != list.end();
+}
+
+class OriginalSource : public CheckpointSource {
+ public:
+  explicit OriginalSource(std::unique_ptr<DenseSource> dense) : dense_(std::move(dense)) {}
+  const ModelConfig& config() const override { return dense_->config(); }
+  absl::StatusOr<BlockWeights> LoadBlock(int64_t block, Backend& backend) override {
+    return dense_->LoadBlock(block, backend);
+  }
+  absl::StatusOr<Tensor> Embedding() override { return dense_->Embedding(); }
+  absl::StatusOr<Tensor> FinalNorm(Backend& backend) override { return dense_->FinalNorm(backend); }
+  absl::StatusOr<LinearWeight> Head(Backend& backend) override { return dense_->Head(backend); }
+  void ReleaseBlock(int64_t block) override { dense_->ReleaseBlock(block); }
+  const QuantizationConfig* quantization() const override { return nullptr; }
+  absl::StatusOr<PackedWeight> LoadPacked(std::string_view slot) override {
+    return absl::NotFoundError(
+        absl::StrCat(std::string(slot), " is dense; the checkpoint is not quantized"));
+  }
+
+ private:
+  std::unique_ptr<DenseSource> dense_;
+};
+
+class QuantizedSource : public CheckpointSource {
+ public:
+  QuantizedSource(ModelConfig config, std::shared_ptr<const Checkpoint> checkpoint,
+                  std::shared_ptr<const QuantizationConfig> quantization, FormatRegistry* registry,
+                  PackedMode mode)
+      : config_(std::move(config)),
+        checkpoint_(std::move(checkpoint)),
+        quantization_(std::move(quantization)),
+        registry_(registry),
+        mode_(mode) {}
+
+  // Decides for every slot how it is stored and looks for its tensors.
+  absl::Status Index() {
+    for (const LinearSlot& slot : AllSlots(config_)) QM_RETURN_IF_ERROR(IndexSlot(slot));
+    const LinearSlot head = HeadSlot(config_);
+    // A tied head has no tensors of its own, whatever the patterns of the config say.
+    const bool own_head =
+        std::any_of(checkpoint_->tensors().begin(), checkpoint_->tensors().end(),
+                    [](const auto& t) { return absl::StartsWith(t.entry->name, "lm_head."); });
+    if (own_head) QM_RETURN_IF_ERROR(IndexSlot(head));
+    if (packed_.empty()) {
+      return absl::InvalidArgumentError(
+          ErrorText(absl::StrCat(checkpoint_->directory(), " has a quantization_config"),
+                    "but none of its linears is packed", "check that the files belong together"));
+    }
+    return CheckRequiredTensors(config_, *checkpoint_, [&](const std::string& name) {
+      return absl::EndsWith(name, ".weight") && packed_.contains(name.substr(0, name.size() - 7));
+    });
+  }
+
+  const ModelConfig& config() const override { return config_; }
+  const QuantizationConfig* quantization() const override { return quantization_.get(); }
+
+  absl::StatusOr<BlockWeights> LoadBlock(int64_t block, Backend& backend) override {
+    return LoadBlockWeights(
+        config_, *checkpoint_, block, backend,
+        [&](const LinearSlot& slot, Backend& on) { return LoadLinear(slot, on); });
+  }
+  absl::StatusOr<Tensor> Embedding() override { return MapEmbedding(config_, *checkpoint_); }
+  absl::StatusOr<Tensor> FinalNorm(Backend& backend) override {
+    return LoadFinalNorm(config_, *checkpoint_, backend);
+  }
+  absl::StatusOr<LinearWeight> Head(Backend& backend) override {
+    const LinearSlot head = HeadSlot(config_);
+    if (packed_.contains(head.name)) return LoadLinear(head, backend);
+    return LoadDenseHead(config_, *checkpoint_, backend);
+  }
+  void ReleaseBlock(int64_t block) override {
+    for (const std::string& name : NamesUnder(*checkpoint_, BlockName(block) + ".")) {
+      checkpoint_->Release(name);
+    }
+  }
+
+  absl::StatusOr<PackedWeight> LoadPacked(std::string_view slot) override {
+    const std::string name(slot);
+    const auto found = packed_.find(name);
+    if (found == packed_.end()) return absl::NotFoundError(absl::StrCat(name, " is dense"));
+    QM_ASSIGN_OR_RETURN(PackedWeight weight, Unpack(found->second));
+    const LinearSlot& expected = found->second.slot;
+    if (weight.out_features != expected.out_features ||
+        weight.in_features != expected.in_features) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the packed weight of ", name, " is [", weight.out_features, ", ", weight.in_features,
+          "]; config.json asks for [", expected.out_features, ", ", expected.in_features, "]"));
+    }
+    return weight;
+  }
+
+ private:
+  struct PackedSlot {
+    LinearSlot slot;
+    SlotStorage storage;
+    std::vector<std::string> tensors;  // without the layer prefix
+  };
+
+  absl::Status IndexSlot(const LinearSlot& slot) {
+    QM_ASSIGN_OR_RETURN(std::optional<SlotStorage> storage, quantization_->Find(slot.name));
+    std::vector<std::string> present;
+    for (const std::string& name : NamesUnder(*checkpoint_, slot.name + ".")) {
+      present.push_back(name.substr(slot.name.size() + 1));
+    }
+    // GPTQ readers tell modules that were left out by their tensors, not by the config.
+    const bool gptq = storage && absl::StartsWith(storage->target, "gptq");
+    if (gptq && Contains(present, "weight") && !Contains(present, "qweight")) storage.reset();
+    if (!storage) return CheckDense(slot, present);
+    PackedSlot packed{slot, *std::move(storage), {}};
+    for (const std::string& name : packed.storage.required) {
+      if (Contains(present, name)) continue;
+      return absl::InvalidArgumentError(
+          ErrorText(absl::StrCat(checkpoint_->directory(), " has no tensor ", slot.name, ".", name),
+                    absl::StrCat("its quantization_config (", packed.storage.target, ") says that ",
+                                 slot.name, " is packed")));
+    }
+    for (const std::string& name : present) {
+      if (name == "bias") continue;
+      const bool known = packed.storage.target == kNativeTarget ||
+                         Contains(packed.storage.required, name) ||
+                         Contains(packed.storage.optional, name);
+      if (!known) return LeftOver(slot, name, "packed as " + packed.storage.target);
+      packed.tensors.push_back(name);
+    }
+    if (packed.tensors.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(checkpoint_->directory(), " has no tensors of ", slot.name));
+    }
+    packed_.emplace(slot.name, std::move(packed));
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckDense(const LinearSlot& slot, const std::vector<std::string>& present) const {
+    for (const std::string& name : present) {
+      if (name != "weight" && name != "bias") return LeftOver(slot, name, "dense");
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status LeftOver(const LinearSlot& slot, const std::string& name,
+                        const std::string& state) const {
+    return absl::InvalidArgumentError(
+        ErrorText(absl::StrCat(checkpoint_->directory(), " has a tensor ", slot.name, ".", name),
+                  absl::StrCat("its quantization_config says that ", slot.name, " is ", state),
+                  "the files do not belong together"));
+  }
+
+  absl::StatusOr<PackedWeight> Unpack(const PackedSlot& packed) const {
+    FormatRegistry::Stored stored;
+    stored.config_json = packed.storage.config_json;
+    for (const std::string& name : packed.tensors) {
+      QM_ASSIGN_OR_RETURN(Tensor tensor,
+                          checkpoint_->Get(absl::StrCat(packed.slot.name, ".", name)));
+      stored.tensors.push_back({name, std::move(tensor)});
+    }
+    if (packed.storage.target != kNativeTarget) {
+      if (registry_ == nullptr) {
+        return absl::FailedPreconditionError(ErrorText(
+            absl::StrCat("cannot read ", packed.slot.name, " stored as ", packed.storage.target),
+            "no format plugins are loaded"));
+      }
+      return registry_->FromCheckpoint(packed.storage.target, packed.slot.name, stored);
+    }
+    PackedWeight weight;
+    weight.format_id = packed.storage.format_id;
+    weight.format_json = packed.storage.config_json;
+    weight.tensors = std::move(stored.tensors);
+    weight.out_features = packed.slot.out_features;
+    weight.in_features = packed.slot.in_features;
+    const absl::Status checked =
+        registry_ != nullptr ? registry_->Check(weight) : CheckAffineInt(weight);
+    if (!checked.ok()) return WithContext(checked, packed.slot.name);
+    return weight;
+  }
+
+  absl::StatusOr<std::shared_ptr<PackedKernel>> Kernel(const PackedWeight& weight,
+                                                       Backend& backend) const {
+    if (registry_ != nullptr) return registry_->Kernel(weight, backend);
+    return MakeReferencePackedKernel(backend);
+  }
+
+  absl::StatusOr<LinearWeight> LoadLinear(const LinearSlot& slot, Backend& backend) {
+    if (!packed_.contains(slot.name)) return LoadDenseLinear(*checkpoint_, slot, backend);
+    QM_ASSIGN_OR_RETURN(PackedWeight weight, LoadPacked(slot.name));
+    for (NamedTensor& named : weight.tensors) {
+      QM_ASSIGN_OR_RETURN(named.tensor, backend.ToDevice(named.tensor));
+    }
+    QM_ASSIGN_OR_RETURN(const std::shared_ptr<PackedKernel> kernel, Kernel(weight, backend));
+    LinearWeight linear;
+    if (slot.has_bias) {
+      QM_ASSIGN_OR_RETURN(
+          linear.bias, LoadTensor(*checkpoint_, slot.name + ".bias", {slot.out_features}, backend));
+    }
+    if (mode_ == PackedMode::kDequantize) {
+      QM_ASSIGN_OR_RETURN(linear.dense, backend.Allocate(backend.activation_dtype(),
+                                                         {slot.out_features, slot.in_features}));
+      QM_RETURN_IF_ERROR(kernel->Dequantize(weight, &linear.dense));
+      return linear;
+    }
+    absl::StatusOr<PackedWeight> prepacked = kernel->Prepack(weight);
+    if (absl::IsUnimplemented(prepacked.status())) prepacked = std::move(weight);
+    if (!prepacked.ok()) return prepacked.status();
+    linear.packed = std::make_shared<const PackedWeight>(*std::move(prepacked));
+    linear.kernel = kernel;
+    return linear;
+  }
+
+  const ModelConfig config_;
+  const std::shared_ptr<const Checkpoint> checkpoint_;
+  const std::shared_ptr<const QuantizationConfig> quantization_;
+  FormatRegistry* const registry_;
+  const PackedMode mode_;
+  absl::flat_hash_map<std::string, PackedSlot> packed_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CheckpointSource>> OpenModel(const std::string& directory,
+                                                            FormatRegistry* registry,
+                                                            PackedMode mode) {
+  QM_ASSIGN_OR_RETURN(auto quantization, ReadQuantizationConfig(directory));
+  if (quantization == nullptr) {
+    QM_ASSIGN_OR_RETURN(auto dense, DenseSource::Open(directory));
+    return std::unique_ptr<CheckpointSource>(std::make_unique<OriginalSource>(std::move(dense)));
+  }
+  QM_ASSIGN_OR_RETURN(ModelConfig config, ReadModelConfig(directory));
+  QM_ASSIGN_OR_RETURN(auto checkpoint, Checkpoint::Open(directory));
+  auto source = std::make_unique<QuantizedSource>(std::move(config), std::move(checkpoint),
+                                                  std::move(quantization), registry, mode);
+  QM_RETURN_IF_ERROR(source->Index());
+  return std::unique_ptr<CheckpointSource>(std::move(source));
+}
+
+}  // namespace quantmill
