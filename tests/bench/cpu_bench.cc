@@ -4,6 +4,8 @@
 //
 //   cpu_bench --benchmark_filter=Linear --benchmark_min_time=0.3
 //
+// On a busy machine compare by the CPU column, which adds up the time of all threads.
+//
 // Ceilings to compare with: sgemm of OpenBLAS on one thread times the threads (BM_Sgemm), and a
 // plain copy (BM_Copy/f32).
 #include <cblas.h>
@@ -67,7 +69,11 @@ void BM_Sgemm(benchmark::State& state) {
   }
   ReportFlops(state, 2.0 * n * n * n);
 }
-BENCHMARK(BM_Sgemm)->Arg(512)->Unit(benchmark::kMicrosecond)->UseRealTime();
+BENCHMARK(BM_Sgemm)
+    ->Arg(512)
+    ->Unit(benchmark::kMicrosecond)
+    ->MeasureProcessCPUTime()
+    ->UseRealTime();
 
 // rows, k, n, dtype
 void BM_Linear(benchmark::State& state) {
@@ -92,7 +98,11 @@ void LinearArguments(benchmark::internal::Benchmark* benchmark) {
     benchmark->Args({16, 4096, 4096, dtype});
   }
 }
-BENCHMARK(BM_Linear)->Apply(LinearArguments)->Unit(benchmark::kMicrosecond)->UseRealTime();
+BENCHMARK(BM_Linear)
+    ->Apply(LinearArguments)
+    ->Unit(benchmark::kMicrosecond)
+    ->MeasureProcessCPUTime()
+    ->UseRealTime();
 
 // queries, past, heads, kv_heads, head_dim
 void BM_Attention(benchmark::State& state) {
@@ -114,6 +124,7 @@ BENCHMARK(BM_Attention)
     ->Args({1, 1023, 6, 2, 64})
     ->Args({1, 4095, 32, 8, 128})
     ->Unit(benchmark::kMicrosecond)
+    ->MeasureProcessCPUTime()
     ->UseRealTime();
 
 void BM_Gram(benchmark::State& state) {
@@ -128,6 +139,7 @@ BENCHMARK(BM_Gram)
     ->Args({1024, 1024})
     ->Args({1024, 4096})
     ->Unit(benchmark::kMicrosecond)
+    ->MeasureProcessCPUTime()
     ->UseRealTime();
 
 void BM_Cross(benchmark::State& state) {
@@ -141,6 +153,7 @@ BENCHMARK(BM_Cross)
     ->Args({1024, 384})
     ->Args({1024, 1024})
     ->Unit(benchmark::kMicrosecond)
+    ->MeasureProcessCPUTime()
     ->UseRealTime();
 
 void BM_Abs(benchmark::State& state) {
@@ -149,7 +162,12 @@ void BM_Abs(benchmark::State& state) {
   for (auto _ : state) Require(state, Cpu().AccumulateAbs(x, &sum, &maximum));
   ReportBytes(state, static_cast<double>(x.bytes()));
 }
-BENCHMARK(BM_Abs)->Arg(384)->Arg(4096)->Unit(benchmark::kMicrosecond)->UseRealTime();
+BENCHMARK(BM_Abs)
+    ->Arg(384)
+    ->Arg(4096)
+    ->Unit(benchmark::kMicrosecond)
+    ->MeasureProcessCPUTime()
+    ->UseRealTime();
 
 void BM_RmsNorm(benchmark::State& state) {
   const Tensor x = Filled({1024, state.range(0)}), weight = Filled({state.range(0)});
@@ -157,7 +175,12 @@ void BM_RmsNorm(benchmark::State& state) {
   for (auto _ : state) Require(state, Cpu().RmsNorm(x, weight, 1e-5f, &out));
   ReportBytes(state, 2.0 * x.bytes());
 }
-BENCHMARK(BM_RmsNorm)->Arg(384)->Arg(4096)->Unit(benchmark::kMicrosecond)->UseRealTime();
+BENCHMARK(BM_RmsNorm)
+    ->Arg(384)
+    ->Arg(4096)
+    ->Unit(benchmark::kMicrosecond)
+    ->MeasureProcessCPUTime()
+    ->UseRealTime();
 
 void BM_Rope(benchmark::State& state) {
   const Tensor table = Filled({1024, 32});
@@ -165,7 +188,12 @@ void BM_Rope(benchmark::State& state) {
   for (auto _ : state) Require(state, Cpu().Rope(table, table, 0, 1024, 64, &x));
   ReportBytes(state, 2.0 * x.bytes());
 }
-BENCHMARK(BM_Rope)->Arg(384)->Arg(4096)->Unit(benchmark::kMicrosecond)->UseRealTime();
+BENCHMARK(BM_Rope)
+    ->Arg(384)
+    ->Arg(4096)
+    ->Unit(benchmark::kMicrosecond)
+    ->MeasureProcessCPUTime()
+    ->UseRealTime();
 
 void BM_SiluMultiply(benchmark::State& state) {
   const Tensor gate = Filled({1024, state.range(0)}), up = Filled(gate.shape());
@@ -173,7 +201,12 @@ void BM_SiluMultiply(benchmark::State& state) {
   for (auto _ : state) Require(state, Cpu().SiluMultiply(gate, up, &out));
   ReportBytes(state, 3.0 * out.bytes());
 }
-BENCHMARK(BM_SiluMultiply)->Arg(1024)->Arg(14336)->Unit(benchmark::kMicrosecond)->UseRealTime();
+BENCHMARK(BM_SiluMultiply)
+    ->Arg(1024)
+    ->Arg(14336)
+    ->Unit(benchmark::kMicrosecond)
+    ->MeasureProcessCPUTime()
+    ->UseRealTime();
 
 void BM_ScoreRows(benchmark::State& state) {
   const Tensor logits = Filled({64, state.range(0)});
@@ -182,7 +215,12 @@ void BM_ScoreRows(benchmark::State& state) {
   for (auto _ : state) Require(state, Cpu().ScoreRows(logits, targets, &nll, &argmax));
   ReportBytes(state, static_cast<double>(logits.bytes()));
 }
-BENCHMARK(BM_ScoreRows)->Arg(8192)->Arg(128256)->Unit(benchmark::kMicrosecond)->UseRealTime();
+BENCHMARK(BM_ScoreRows)
+    ->Arg(8192)
+    ->Arg(128256)
+    ->Unit(benchmark::kMicrosecond)
+    ->MeasureProcessCPUTime()
+    ->UseRealTime();
 
 void BM_KlRows(benchmark::State& state) {
   const Tensor reference = Filled({64, state.range(0)}), logits = Filled(reference.shape());
@@ -190,7 +228,12 @@ void BM_KlRows(benchmark::State& state) {
   for (auto _ : state) Require(state, Cpu().KlRows(reference, logits, &kl));
   ReportBytes(state, 2.0 * logits.bytes());
 }
-BENCHMARK(BM_KlRows)->Arg(8192)->Arg(128256)->Unit(benchmark::kMicrosecond)->UseRealTime();
+BENCHMARK(BM_KlRows)
+    ->Arg(8192)
+    ->Arg(128256)
+    ->Unit(benchmark::kMicrosecond)
+    ->MeasureProcessCPUTime()
+    ->UseRealTime();
 
 // from dtype, to dtype
 void BM_Copy(benchmark::State& state) {
@@ -206,6 +249,7 @@ BENCHMARK(BM_Copy)
     ->Args({QM_F32, QM_BF16})
     ->Args({QM_F32, QM_F16})
     ->Unit(benchmark::kMicrosecond)
+    ->MeasureProcessCPUTime()
     ->UseRealTime();
 
 void BM_Gemm(benchmark::State& state) {
@@ -216,7 +260,12 @@ void BM_Gemm(benchmark::State& state) {
   }
   ReportFlops(state, 2.0 * n * n * n);
 }
-BENCHMARK(BM_Gemm)->Arg(384)->Arg(1024)->Unit(benchmark::kMicrosecond)->UseRealTime();
+BENCHMARK(BM_Gemm)
+    ->Arg(384)
+    ->Arg(1024)
+    ->Unit(benchmark::kMicrosecond)
+    ->MeasureProcessCPUTime()
+    ->UseRealTime();
 
 // Counted as n^3 / 3 for the factorisation and n^3 / 3 for the triangular inverse.
 void BM_InverseCholesky(benchmark::State& state) {
@@ -233,6 +282,7 @@ BENCHMARK(BM_InverseCholesky)
     ->Arg(4096)
     ->Arg(5120)
     ->Unit(benchmark::kMillisecond)
+    ->MeasureProcessCPUTime()
     ->UseRealTime();
 
 }  // namespace
