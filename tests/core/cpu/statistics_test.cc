@@ -6,7 +6,8 @@ namespace {
 struct Case {
   int64_t rows, k;
 };
-constexpr Case kCases[] = {{1, 1}, {1, 37}, {5, 130}, {300, 65}, {129, 384}, {0, 9}};
+constexpr Case kCases[] = {{1, 1},     {1, 37},   {5, 130},   {300, 65},
+                           {129, 384}, {3, 1200}, {1100, 20}, {0, 9}};
 
 // start + a^T b, with the tolerance of every element.
 void ExpectTransposedProduct(const Tensor& a, const Tensor& b, const Tensor& start,
