@@ -12,6 +12,8 @@ namespace quantmill {
 namespace po = boost::program_options;
 namespace {
 
+constexpr char kPositional[] = "argument";
+
 std::vector<CommandOption> WithCommonOptions(const Command& command) {
   std::vector<CommandOption> options = command.options;
   options.push_back(
@@ -66,9 +68,9 @@ class ArgumentParser {
         description.add_options()(option.name.c_str(), po::value<std::string>(), "");
       }
     }
-    description.add_options()("", po::value<std::vector<std::string>>(), "");
+    description.add_options()(kPositional, po::value<std::vector<std::string>>(), "");
     po::positional_options_description positional;
-    positional.add("", -1);
+    positional.add(kPositional, -1);
     try {
       // No short options, so that "-1" and "-" are values; no guessing, so that adding an option
       // never changes what an old command line means.
@@ -81,7 +83,8 @@ class ArgumentParser {
                               .style(style)
                               .run();
       for (const auto& option : parsed.options) {
-        if (absl::Status status = Take(option.string_key, option.value); !status.ok()) {
+        if (absl::Status status = Take(option.string_key, option.position_key, option.value);
+            !status.ok()) {
           return status;
         }
       }
@@ -129,8 +132,9 @@ class ArgumentParser {
     return UsageError(error.what(), "", SeeHelp(command_));
   }
 
-  absl::Status Take(const std::string& name, const std::vector<std::string>& values) {
-    if (name.empty()) return TakeArgument(values);
+  absl::Status Take(const std::string& name, int position_key,
+                    const std::vector<std::string>& values) {
+    if (name == kPositional && position_key >= 0) return TakeArgument(values);
     const CommandOption* option = Find(name);
     if (option == nullptr) return UnknownOption(name);
     auto& stored = arguments_.values_[name];

@@ -32,14 +32,22 @@ LoadedFiles& Files() {
   return *files;
 }
 
+// Boost.DLL puts what dlerror() said into the middle of its own message.
+std::string LoaderMessage(const std::string& text) {
+  const std::string mark = "dlerror system message: ";
+  const size_t begin = text.find(mark);
+  const size_t end = text.rfind("): ");
+  if (begin == std::string::npos || end == std::string::npos || end < begin) return text;
+  return text.substr(begin + mark.size(), end - begin - mark.size());
+}
+
 absl::StatusOr<LoadedFile> OpenFile(const std::string& path) {
   LoadedFile file;
-  boost::dll::fs::error_code error;
-  file.library.load(path, error,
-                    boost::dll::load_mode::rtld_now | boost::dll::load_mode::rtld_local);
-  if (error) {
+  try {
+    file.library.load(path, boost::dll::load_mode::rtld_now | boost::dll::load_mode::rtld_local);
+  } catch (const std::exception& error) {
     return absl::FailedPreconditionError(ErrorText(absl::StrCat("cannot load plugin ", path),
-                                                   error.message(),
+                                                   LoaderMessage(error.what()),
                                                    "check with ldd that its libraries are found"));
   }
   if (!file.library.has(QM_ENTRY_SYMBOL)) {

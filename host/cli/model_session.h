@@ -1,0 +1,50 @@
+// What commands that run a model share: the device, the formats of the installed plugins, and
+// checkpoints opened with them.
+#ifndef QUANTMILL_HOST_CLI_MODEL_SESSION_H_
+#define QUANTMILL_HOST_CLI_MODEL_SESSION_H_
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/checkpoint/open_model.h"
+#include "core/tensor/backend.h"
+#include "core/text/tokenizer.h"
+#include "host/cli/command.h"
+#include "host/cli/progress.h"
+#include "host/worker/formats.h"
+
+namespace quantmill {
+
+class ModelSession {
+ public:
+  // Reads --device and --plugin. A device that is not one is a usage error.
+  static absl::StatusOr<std::unique_ptr<ModelSession>> Open(const Arguments& args);
+
+  Backend& backend() { return *backend_; }
+  // Opens a model's directory. Plugins are looked for, and loaded, only when it is quantized.
+  absl::StatusOr<std::unique_ptr<CheckpointSource>> OpenCheckpoint(const std::string& directory,
+                                                                   PackedMode mode);
+
+ private:
+  ModelSession() = default;
+  absl::Status LoadFormats();
+
+  std::vector<std::string> plugin_files_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Backend> host_backend_;  // for calls of format plugins; only with a GPU
+  std::unique_ptr<PluginFormats> formats_;
+};
+
+// The tokenizer of `directory`, or, when it has none, of `fallback` (may be empty).
+absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& directory,
+                                                         const std::string& fallback);
+
+// "cpu" or "cuda:0", for the result's text.
+std::string BackendName(const Backend& backend);
+
+}  // namespace quantmill
+
+#endif  // QUANTMILL_HOST_CLI_MODEL_SESSION_H_

@@ -1,0 +1,156 @@
+// quantmill run PIPELINE.yaml: the supervisor's side of a run.
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/status.h"
+#include "core/io/files.h"
+#include "core/io/json.h"
+#include "host/cli/command.h"
+#include "host/cli/progress.h"
+#include "host/run/job.h"
+#include "host/run/report.h"
+#include "host/supervisor/journal.h"
+#include "host/supervisor/supervise.h"
+
+namespace quantmill {
+namespace {
+
+// Shows progress and log lines.
+class Console {
+ public:
+  EventSink Sink() {
+    return [this](const nlohmann::json& event) { Handle(event); };
+  }
+  void Clear() { line_.Clear(); }
+
+ private:
+  void Handle(const nlohmann::json& event) {
+    const std::string type = event.value("type", "");
+    if (type == "progress") {
+      ProgressState state;
+      state.stage = event.value("stage", "");
+      state.unit = event.value("unit", "");
+      state.done = event.value("done", int64_t{0});
+      state.total = event.value("total", int64_t{0});
+      state.rate = event.value("rate", "");
+      line_.Update(state);
+    } else if (type == "log" && event.value("severity", 0) >= 2) {
+      line_.Clear();
+      std::cerr << "warning: " << event.value("text", "") << std::endl;
+    }
+  }
+
+  ProgressLine line_;
+};
+
+JobRequest RequestOf(const Arguments& arguments) {
+  JobRequest request;
+  request.pipeline_file = arguments.Text("PIPELINE");
+  request.sets = arguments.List("set");
+  request.plugins = arguments.List("plugin");
+  if (arguments.Has("device")) request.device = arguments.Text("device");
+  if (arguments.Has("work-dir")) {
+    std::error_code error;
+    request.work_dir = std::filesystem::absolute(arguments.Text("work-dir"), error).string();
+  }
+  request.resume = arguments.Flag("resume");
+  return request;
+}
+
+absl::StatusOr<std::unique_ptr<Journal>> OpenJournal(const Pipeline& pipeline, bool resume) {
+  const std::string path = pipeline.work_dir + "/journal.jsonl";
+  QM_ASSIGN_OR_RETURN(const JournalState state, ReadJournal(path));
+  if (!state.empty() && !resume) {
+    return RefusedError(absl::FailedPreconditionError(
+        ErrorText(absl::StrCat("the work directory ", pipeline.work_dir,
+                               " holds the journal of an earlier run"),
+                  "", "add --resume to continue it, or remove the directory to start over")));
+  }
+  std::error_code error;
+  std::filesystem::create_directories(pipeline.work_dir, error);
+  if (error) return RefusedError(SystemError("create", pipeline.work_dir, error.value()));
+  return Journal::Open(path);
+}
+
+absl::StatusOr<nlohmann::ordered_json> RunSupervised(JobRequest request, Journal& journal,
+                                                     Console& console) {
+  SuperviseOptions options;
+  options.request = [&request](const JournalState& state) {
+    request.journal = state;
+    return ToJson(request).dump();
+  };
+  options.last_words = request.last_words;
+  options.hang_seconds = HangSeconds();
+  QM_ASSIGN_OR_RETURN(SuperviseResult result, Supervise(options, &journal, console.Sink()));
+  result.value["peak_rss_bytes"] = result.peak_rss_bytes;
+  return std::move(result.value);
+}
+
+absl::StatusOr<nlohmann::ordered_json> RunInProcess(JobRequest request, Journal& journal,
+                                                    Console& console) {
+  request.journal = journal.state();
+  JournalSink sink(&journal, console.Sink());
+  absl::StatusOr<nlohmann::ordered_json> result =
+      RunJob(request, [&sink](const nlohmann::json& event) { sink.Handle(event); });
+  QM_RETURN_IF_ERROR(sink.status());
+  return result;
+}
+
+absl::StatusOr<int> Run(const Arguments& arguments) {
+  JobRequest request = RequestOf(arguments);
+  QM_ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(request));
+  QM_ASSIGN_OR_RETURN(const std::unique_ptr<Journal> journal,
+                      OpenJournal(pipeline, request.resume));
+  request.last_words = pipeline.work_dir + "/last_words";
+  Console console;
+  absl::StatusOr<nlohmann::ordered_json> result = arguments.Flag("in-process")
+                                                      ? RunInProcess(request, *journal, console)
+                                                      : RunSupervised(request, *journal, console);
+  console.Clear();
+  if (!result.ok()) {
+    if (ExitCodeOf(result.status()) != kExitFailed || journal->state().finished.empty() ||
+        absl::IsCancelled(result.status())) {
+      return result.status();
+    }
+    std::cerr << journal->state().finished.size() << " finished units are kept in "
+              << pipeline.work_dir << "; continue with --resume\n";
+    return result.status();
+  }
+  QM_RETURN_IF_ERROR(journal->Done());
+  arguments.out() << FormatRunResult(*result);
+  QM_RETURN_IF_ERROR(arguments.WriteJson(*result));
+  return kExitDone;
+}
+
+}  // namespace
+
+Command MakeRunCommand() {
+  Command command;
+  command.name = "run";
+  command.summary = "Quantize a model as a pipeline file says, write it, check it, measure it.";
+  command.arguments = {{"PIPELINE", "a pipeline file (.yaml)", true}};
+  command.options = {
+      {.name = "set",
+       .value = "KEY=VALUE",
+       .doc = "change a value of the file: stages.0.options.bits=3",
+       .repeatable = true},
+      DeviceOption(),
+      {.name = "work-dir", .value = "DIR", .doc = "overrides run.work_dir"},
+      {.name = "resume", .value = "", .doc = "continue a run whose work directory is there"},
+      {.name = "in-process",
+       .value = "",
+       .doc = "no worker process: for debuggers; a crashing plugin takes the run down"},
+      PluginOption()};
+  command.examples = {"quantmill run pipeline.yaml", "# continue after an interruption",
+                      "quantmill run pipeline.yaml --resume",
+                      "quantmill run pipeline.yaml --device cuda:0 --set stages.0.options.bits=3"};
+  command.notes =
+      "Finished parts are kept in the work directory (default: the output's name with .work).";
+  command.run = Run;
+  return command;
+}
+
+}  // namespace quantmill

@@ -1,0 +1,68 @@
+// quantmill worker: the process that loads plugins and computes. Started by `run` and `plan`; its
+// request comes on stdin, its events go to descriptor 3.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <iostream>
+#include <iterator>
+#include <mutex>
+#include <string>
+
+#include "core/base/status.h"
+#include "host/cli/command.h"
+#include "host/run/job.h"
+#include "host/run/slot_work.h"
+#include "host/supervisor/supervise.h"
+
+namespace quantmill {
+namespace {
+
+// One line per event, from any thread.
+class EventPipe {
+ public:
+  void Write(const nlohmann::json& event) {
+    const std::string line =
+        event.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (size_t written = 0; written < line.size();) {
+      const ssize_t n = write(kEventDescriptor, line.data() + written, line.size() - written);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) _exit(kExitFailed);  // the supervisor is gone
+      written += static_cast<size_t>(n);
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+};
+
+absl::StatusOr<int> RunWorkerCommand(const Arguments&) {
+  if (fcntl(kEventDescriptor, F_GETFD) < 0) {
+    return UsageError("'worker' is started by 'run' and 'plan'", "", "use quantmill run");
+  }
+  fcntl(kEventDescriptor, F_SETFD, FD_CLOEXEC);
+  const std::string text((std::istreambuf_iterator<char>(std::cin)), {});
+  EventPipe pipe;
+  QM_ASSIGN_OR_RETURN(const JobRequest request,
+                      JobRequestFromJson(nlohmann::json::parse(text, nullptr, false)));
+  const absl::StatusOr<nlohmann::ordered_json> result =
+      RunJob(request, [&pipe](const nlohmann::json& event) { pipe.Write(event); });
+  // Nothing in this process can be trusted any more, destructors included.
+  if (IsDeviceLost(result.status())) _exit(kExitDeviceLost);
+  pipe.Write(result.ok() ? ResultEvent(*result) : ErrorEvent(result.status()));
+  return kExitDone;
+}
+
+}  // namespace
+
+Command MakeWorkerCommand() {
+  Command command;
+  command.name = "worker";
+  command.summary = "Internal: the worker process of a run.";
+  command.hidden = true;
+  command.run = RunWorkerCommand;
+  return command;
+}
+
+}  // namespace quantmill
