@@ -9,11 +9,13 @@
 namespace quantmill::cpu {
 namespace {
 
-// The gram matrix is cut in strips of 128 rows, which reach from the diagonal to the right in
-// pieces of up to 1024 columns: 384 columns make 3 strips, 1024 make 8. Square tiles of 128 are 10
-// % slower, as each packs both of its operands again.
-constexpr int64_t kGramRows = 128;
+// Rows of the result per strip. Small matrices are cut finer: more strips to share among threads,
+// and less of the square below the diagonal computed in vain. A function of k alone.
+int64_t StripRows(int64_t k) { return k < 1024 ? 64 : 128; }
+// Strips of the gram matrix reach from the diagonal to the right in pieces of up to this many
+// columns. Square tiles are 10 % slower, as each packs both of its operands again.
 constexpr int64_t kGramColumns = 1024;
+constexpr int64_t kCacheLine = 64 / sizeof(float);
 // Rows of x per product; longer sums gain nothing once the operands outgrow the cache.
 constexpr int64_t kRowChunk = 512;
 constexpr int64_t kAbsColumns = 256;
@@ -30,14 +32,23 @@ void AddTransposedProduct(int64_t m, int64_t n, int64_t rows, const float* a, in
   }
 }
 
-// A piece of the upper triangle: rows [row, row + kGramRows), columns [column, ...).
+// Copies the part above the diagonal of a block of gram, at most a cache line wide and high, to
+// below it. Going block by block uses each line while it is in the cache: rows lie a multiple of 4
+// KiB apart for the usual k, so that columns fall into few cache sets.
+void MirrorBlock(float* gram, int64_t k, int64_t i0, int64_t m, int64_t j0, int64_t n) {
+  for (int64_t j = j0; j < j0 + n; ++j) {
+    for (int64_t i = i0; i < std::min(j, i0 + m); ++i) gram[j * k + i] = gram[i * k + j];
+  }
+}
+
+// A piece of the upper triangle: rows [row, row + StripRows(k)), columns [column, ...).
 struct GramPiece {
   int64_t row, column;
 };
 
 std::vector<GramPiece> GramPieces(int64_t k) {
   std::vector<GramPiece> pieces;
-  for (int64_t row = 0; row < k; row += kGramRows) {
+  for (int64_t row = 0; row < k; row += StripRows(k)) {
     for (int64_t column = row; column < k; column += kGramColumns) pieces.push_back({row, column});
   }
   return pieces;
@@ -50,10 +61,13 @@ void AccumulateGram(ThreadPool& threads, const float* x, int64_t rows, int64_t k
   const std::vector<GramPiece> pieces = GramPieces(k);
   threads.ParallelFor(static_cast<int64_t>(pieces.size()), 1, [&](int64_t piece, int64_t, int) {
     const auto [i0, j0] = pieces[static_cast<size_t>(piece)];
-    const int64_t m = std::min(kGramRows, k - i0), n = std::min(kGramColumns, k - j0);
+    const int64_t m = std::min(StripRows(k), k - i0), n = std::min(kGramColumns, k - j0);
     AddTransposedProduct(m, n, rows, x + i0, k, x + j0, k, gram + i0 * k + j0, k);
-    for (int64_t j = j0; j < j0 + n; ++j) {
-      for (int64_t i = i0; i < std::min(j, i0 + m); ++i) gram[j * k + i] = gram[i * k + j];
+    for (int64_t i = i0; i < i0 + m; i += kCacheLine) {
+      for (int64_t j = std::max(i, j0); j < j0 + n; j += kCacheLine) {
+        MirrorBlock(gram, k, i, std::min(kCacheLine, i0 + m - i), j,
+                    std::min(kCacheLine, j0 + n - j));
+      }
     }
   });
 }
@@ -61,8 +75,7 @@ void AccumulateGram(ThreadPool& threads, const float* x, int64_t rows, int64_t k
 void AccumulateCross(ThreadPool& threads, const float* original, const float* x, int64_t rows,
                      int64_t k, float* cross) {
   if (rows == 0) return;
-  // Enough strips to share small matrices among threads, long ones where there are many anyway.
-  const int64_t strip = k < 1024 ? 64 : 128;
+  const int64_t strip = StripRows(k);
   const int64_t tiles = (k + strip - 1) / strip;
   threads.ParallelFor(tiles, 1, [=](int64_t tile, int64_t, int) {
     thread_local std::vector<float> difference;

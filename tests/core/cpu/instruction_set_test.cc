@@ -1,6 +1,6 @@
 // Every instruction set the kernels are compiled for gives results as good as the best one: the
 // others only run on older processors, where nobody tests.
-#include "hwy/targets.h"
+#include "hwy/highway.h"
 #include "tests/core/cpu/support.h"
 
 namespace quantmill::testing {
@@ -18,15 +18,6 @@ class OnlyTarget {
     hwy::GetChosenTarget().Update(hwy::SupportedTargets());
   }
 };
-
-std::vector<int64_t> Targets() {
-  std::vector<int64_t> targets;
-  const int64_t supported = hwy::SupportedAndGeneratedTargets();
-  for (int64_t bit = 1; bit > 0 && bit <= supported; bit <<= 1) {
-    if (supported & bit) targets.push_back(bit);
-  }
-  return targets;
-}
 
 class InstructionSetTest : public ::testing::TestWithParam<int64_t> {};
 
@@ -123,7 +114,8 @@ TEST_P(InstructionSetTest, AttentionAndScoringAgree) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, InstructionSetTest, ::testing::ValuesIn(Targets()),
+INSTANTIATE_TEST_SUITE_P(Targets, InstructionSetTest,
+                         ::testing::ValuesIn(hwy::SupportedAndGeneratedTargets()),
                          [](const ::testing::TestParamInfo<int64_t>& info) {
                            return std::string(hwy::TargetName(info.param));
                          });
