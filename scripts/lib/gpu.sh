@@ -1,0 +1,69 @@
+# Shared by scripts/gpu_tests and scripts/gpu_bench: finding executables, libraries, data and the
+# facts that go with every measurement. A "tree" is a build directory or a bundle made by
+# scripts/gpu_bundle.
+
+gpu_has_device() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
+
+# Unpacks a bundle once and prints the directory to work in; prints a build directory as it is.
+gpu_open_tree() {
+  local tree=$1
+  if [[ -f $tree/bundle.tar.xz ]]; then
+    if [[ ! -f $tree/unpacked/COMMIT || $tree/bundle.tar.xz -nt $tree/unpacked/COMMIT ]]; then
+      rm -rf "$tree/unpacked"
+      mkdir -p "$tree/unpacked"
+      if command -v xz >/dev/null; then
+        tar -xJf "$tree/bundle.tar.xz" -C "$tree/unpacked"
+      else
+        python3 -m tarfile -e "$tree/bundle.tar.xz" "$tree/unpacked"
+      fi
+      touch "$tree/unpacked/COMMIT"
+    fi
+    tree=$tree/unpacked
+  fi
+  (cd "$tree" && pwd)
+}
+
+# Sets LD_LIBRARY_PATH and QM_SHARED_DIR for a tree that brings its own libraries and data.
+gpu_use_tree() {
+  if [[ -d $1/lib/bundled ]]; then
+    export LD_LIBRARY_PATH="$1/lib/bundled${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+  fi
+  if [[ -d $1/shared ]]; then export QM_SHARED_DIR="$1/shared"; fi
+  if [[ -d $1/lib/quantmill/plugins ]]; then
+    export QUANTMILL_PLUGIN_PATH="${QUANTMILL_PLUGIN_PATH:-$1/lib/quantmill/plugins}"
+  fi
+}
+
+# Executables of tests labelled gpu, one per line.
+gpu_test_executables() {
+  if [[ -f $1/CTestTestfile.cmake ]]; then
+    ctest --test-dir "$1" -L gpu -N -V 2>/dev/null |
+      sed -n 's/^[0-9]*: Test command: "\{0,1\}\([^" ]*\).*/\1/p' | sort -u
+  else
+    find "$1/tests" -maxdepth 1 -type f -executable 2>/dev/null | sort
+  fi
+}
+
+gpu_benchmark_executables() { find "$1/bench" -maxdepth 1 -type f -name '*cuda_bench*' 2>/dev/null | sort; }
+
+gpu_commit() {
+  if [[ -f $1/COMMIT ]]; then
+    cat "$1/COMMIT"
+  else
+    local dirty=""
+    [[ -z $(git status --porcelain 2>/dev/null) ]] || dirty="-modified"
+    echo "$(git rev-parse HEAD 2>/dev/null || echo unknown)$dirty"
+  fi
+}
+
+# Text as a JSON string.
+gpu_json() { printf '"%s"' "$(printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g' | tr '\n' ' ')"; }
+
+# The facts of a run as JSON members, for a tree and a command line.
+gpu_facts() {
+  local query="nvidia-smi --format=csv,noheader --query-gpu"
+  printf '  "gpu": %s,\n' "$(gpu_json "$($query=name | head -1)")"
+  printf '  "driver": %s,\n' "$(gpu_json "$($query=driver_version | head -1)")"
+  printf '  "commit": %s,\n' "$(gpu_json "$(gpu_commit "$1")")"
+  printf '  "command": %s,\n' "$(gpu_json "$2")"
+}
