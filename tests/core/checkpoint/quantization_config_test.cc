@@ -1,0 +1,254 @@
+#include "core/checkpoint/quantization_config.h"
+
+#include "core/io/files.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/shared_data.h"
+
+namespace quantmill {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using Json = nlohmann::ordered_json;
+
+std::shared_ptr<const QuantizationConfig> Parsed(const std::string& text) {
+  auto config = ParseQuantizationConfig(Json::parse(text));
+  EXPECT_TRUE(config.ok()) << config.status();
+  return config.ok() ? *config : nullptr;
+}
+
+// config_json of a slot, or "dense".
+std::string Storage(const QuantizationConfig& config, const std::string& slot) {
+  const auto storage = config.Find(slot);
+  EXPECT_TRUE(storage.ok()) << storage.status();
+  return storage.ok() && *storage ? (*storage)->config_json : "dense";
+}
+
+void ExpectRefused(const std::string& text, absl::StatusCode code, const char* message) {
+  const auto status = ParseQuantizationConfig(Json::parse(text)).status();
+  EXPECT_EQ(status.code(), code) << text;
+  EXPECT_THAT(std::string(status.message()), HasSubstr(message)) << text;
+}
+
+TEST(GptqConfig, ReadsWhatGptqmodelWrites) {
+  const auto config = Parsed(R"({"bits":4,"dynamic":{"-:model\\.layers\\.0\\.":{},
+      "+:.*down_proj":{"bits":8,"group_size":32},"lm_head":{"sym":false}},
+      "group_size":128,"desc_act":true,"sym":true,"lm_head":true,"quant_method":"gptq",
+      "checkpoint_format":"gptq","pack_dtype":"int32","meta":{"quantizer":["gptqmodel:5.0.0"]}})");
+  ASSERT_NE(config, nullptr);
+  EXPECT_EQ(config->target(), "gptq");
+  EXPECT_EQ(Storage(*config, "model.layers.1.self_attn.q_proj"),
+            R"({"bits":4,"desc_act":true,"group_size":128,"sym":true})");
+  EXPECT_EQ(Storage(*config, "model.layers.1.mlp.down_proj"),
+            R"({"bits":8,"desc_act":true,"group_size":32,"sym":true})");
+  EXPECT_EQ(Storage(*config, "model.layers.0.mlp.down_proj"), "dense");
+  EXPECT_EQ(Storage(*config, "lm_head"),
+            R"({"bits":4,"desc_act":true,"group_size":128,"sym":false})");
+  const auto storage = *config->Find("model.layers.1.self_attn.q_proj");
+  EXPECT_THAT(storage->required, ElementsAre("qweight", "qzeros", "scales"));
+}
+
+TEST(GptqConfig, TakesDefaultsAliasesAndVersionTwo) {
+  const auto plain = Parsed(R"({"quant_method":"gptq","bits":4})");
+  ASSERT_NE(plain, nullptr);
+  EXPECT_EQ(plain->target(), "gptq");
+  EXPECT_EQ(Storage(*plain, "x"), R"({"bits":4,"desc_act":false,"group_size":128,"sym":true})");
+  EXPECT_EQ(Storage(*plain, "lm_head"), "dense");
+  const auto two = Parsed(
+      R"({"quant_method":"gptq","wbits":3,"q_group_size":-1,"checkpoint_format":"gptq_v2"})");
+  ASSERT_NE(two, nullptr);
+  EXPECT_EQ(two->target(), "gptq_v2");
+  EXPECT_EQ(Storage(*two, "x"), R"({"bits":3,"desc_act":false,"group_size":-1,"sym":true})");
+}
+
+TEST(GptqConfig, FollowsModulesInBlock) {
+  const auto config = Parsed(R"({"quant_method":"gptq","bits":4,
+      "modules_in_block_to_quantize":[["self_attn.q_proj"],["mlp.up_proj","mlp.gate_proj"]]})");
+  ASSERT_NE(config, nullptr);
+  EXPECT_NE(Storage(*config, "model.layers.0.self_attn.q_proj"), "dense");
+  EXPECT_NE(Storage(*config, "model.layers.0.mlp.gate_proj"), "dense");
+  EXPECT_EQ(Storage(*config, "model.layers.0.self_attn.k_proj"), "dense");
+}
+
+TEST(GptqConfig, RefusesWhatItCannotRead) {
+  const auto invalid = absl::StatusCode::kInvalidArgument;
+  const auto unimplemented = absl::StatusCode::kUnimplemented;
+  ExpectRefused(R"({"quant_method":"gptq"})", invalid, "'bits' is missing");
+  ExpectRefused(R"({"quant_method":"gptq","bits":5})", invalid, "is 5");
+  ExpectRefused(R"({"quant_method":"gptq","bits":"4"})", invalid, "integer");
+  ExpectRefused(R"({"quant_method":"gptq","bits":4,"group_size":0})", invalid, "group_size");
+  ExpectRefused(R"({"quant_method":"gptq","bits":4,"sym":1})", invalid, "'sym'");
+  ExpectRefused(R"({"quant_method":"gptq","bits":4,"checkpoint_format":"marlin"})", unimplemented,
+                "marlin");
+  ExpectRefused(R"({"quant_method":"gptq","bits":4,"is_marlin_format":true})", unimplemented,
+                "is_marlin_format");
+  ExpectRefused(R"({"quant_method":"gptq","bits":4,"dynamic":[]})", invalid, "dynamic");
+  ExpectRefused(R"json({"quant_method":"gptq","bits":4,"dynamic":{"(?!x)":{}}})json", unimplemented,
+                "look-around");
+  ExpectRefused(R"({"quant_method":"gptq","bits":4,"modules_in_block_to_quantize":[1]})", invalid,
+                "list of names");
+}
+
+constexpr char kCompressed[] = R"({"quant_method":"compressed-tensors","format":"pack-quantized",
+    "quantization_status":"compressed","ignore":["lm_head","re:.*layers\\.1\\.mlp.*"],
+    "config_groups":{
+      "group_0":{"targets":["Linear"],"weights":{"num_bits":4,"type":"int","symmetric":true,
+                 "strategy":"group","group_size":128,"actorder":null}},
+      "group_1":{"targets":["model.layers.0.mlp.down_proj"],"format":"int-quantized",
+                 "weights":{"num_bits":8,"type":"int","symmetric":false,"strategy":"channel"}}}})";
+
+TEST(CompressedTensorsConfig, PrefersNamesToClassesAndHonoursIgnore) {
+  const auto config = Parsed(kCompressed);
+  ASSERT_NE(config, nullptr);
+  EXPECT_EQ(Storage(*config, "model.layers.0.mlp.up_proj"),
+            R"({"actorder":null,"format":"pack-quantized","group_size":128,"num_bits":4,)"
+            R"("strategy":"group","symmetric":true})");
+  EXPECT_EQ(Storage(*config, "model.layers.0.mlp.down_proj"),
+            R"({"actorder":null,"format":"int-quantized","group_size":null,"num_bits":8,)"
+            R"("strategy":"channel","symmetric":false})");
+  EXPECT_EQ(Storage(*config, "lm_head"), "dense");
+  EXPECT_EQ(Storage(*config, "model.layers.1.mlp.up_proj"), "dense");
+  const auto bytes = *config->Find("model.layers.0.mlp.down_proj");
+  EXPECT_THAT(bytes->required, ElementsAre("weight", "weight_scale", "weight_zero_point"));
+}
+
+TEST(CompressedTensorsConfig, RefusesWhatItCannotRead) {
+  const auto with = [](const char* from, const char* to) {
+    std::string text = kCompressed;
+    const size_t at = text.find(from);
+    EXPECT_NE(at, std::string::npos) << from;
+    return text.replace(at, std::string(from).size(), to);
+  };
+  const auto invalid = absl::StatusCode::kInvalidArgument;
+  const auto unimplemented = absl::StatusCode::kUnimplemented;
+  ExpectRefused(with("\"type\":\"int\"", "\"type\":\"float\""), unimplemented, "float");
+  ExpectRefused(with("\"pack-quantized\"", "\"marlin-24\""), unimplemented, "marlin-24");
+  ExpectRefused(with("\"strategy\":\"group\"", "\"strategy\":\"tensor\""), unimplemented, "tensor");
+  ExpectRefused(with("\"group_size\":128", "\"group_size\":null"), invalid, "group_size");
+  ExpectRefused(with("\"actorder\":null", "\"actorder\":\"up\""), invalid, "actorder");
+  ExpectRefused(with("\"compressed\",", "\"frozen\","), unimplemented, "frozen");
+  ExpectRefused(with("[\"Linear\"]", "\"Linear\""), invalid, "targets");
+  ExpectRefused(R"({"quant_method":"compressed-tensors","format":"pack-quantized"})", invalid,
+                "config_groups");
+}
+
+TEST(QuantizationConfig, RefusesOtherMethods) {
+  ExpectRefused(R"({"quant_method":"awq"})", absl::StatusCode::kUnimplemented, "'awq'");
+  ExpectRefused(R"({})", absl::StatusCode::kInvalidArgument, "quant_method");
+  ExpectRefused(R"([])", absl::StatusCode::kInvalidArgument, "object");
+  ExpectRefused(R"({"quant_method":"quantmill","version":2,"slots":{}})",
+                absl::StatusCode::kUnimplemented, "version 2");
+  ExpectRefused(R"({"quant_method":"quantmill","version":1})", absl::StatusCode::kInvalidArgument,
+                "slots");
+  ExpectRefused(R"({"quant_method":"quantmill","version":1,"slots":{"a":{"format":1}}})",
+                absl::StatusCode::kInvalidArgument, "'a'");
+}
+
+// What is composed reads back as what was put in.
+void ExpectRoundTrip(const std::string& target, const std::vector<SlotEntry>& slots) {
+  const auto json = ComposeQuantizationConfig(target, slots);
+  ASSERT_TRUE(json.ok()) << json.status();
+  const auto config = ParseQuantizationConfig(*json);
+  ASSERT_TRUE(config.ok()) << config.status() << json->dump(2);
+  EXPECT_EQ((*config)->target(), target);
+  for (const SlotEntry& slot : slots) {
+    EXPECT_EQ(Storage(**config, slot.name), slot.packed ? slot.config_json : "dense") << slot.name;
+  }
+}
+
+std::vector<SlotEntry> Slots(const std::string& a, const std::string& b,
+                             const std::string& format) {
+  std::vector<SlotEntry> slots;
+  for (int block = 0; block < 2; ++block) {
+    const std::string prefix = "model.layers." + std::to_string(block) + ".";
+    for (const char* name : {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}) {
+      slots.push_back({prefix + name, true, block == 0 ? a : b, format});
+    }
+    slots.push_back({prefix + "self_attn.o_proj", true, a, format});
+    slots.push_back({prefix + "mlp.down_proj", false, "", ""});
+    slots.push_back({prefix + "mlp.up_proj", true, a, format});
+  }
+  slots.push_back({"lm_head", false, "", ""});
+  return slots;
+}
+
+TEST(Compose, ReadsBackAsWhatWasPutIn) {
+  const std::string gptq4 = R"({"bits":4,"desc_act":false,"group_size":128,"sym":true})";
+  const std::string gptq8 = R"({"bits":8,"desc_act":true,"group_size":-1,"sym":false})";
+  for (const char* target : {"gptq", "gptq_v2"}) {
+    ExpectRoundTrip(target, Slots(gptq4, gptq8, ""));
+    ExpectRoundTrip(target, Slots(gptq4, gptq4, ""));
+    std::vector<SlotEntry> with_head = Slots(gptq4, gptq8, "");
+    with_head.back() = {"lm_head", true, gptq8, ""};
+    ExpectRoundTrip(target, with_head);
+  }
+  const std::string ct4 =
+      R"({"actorder":null,"format":"pack-quantized","group_size":128,"num_bits":4,)"
+      R"("strategy":"group","symmetric":true})";
+  const std::string ct8 =
+      R"({"actorder":"group","format":"pack-quantized","group_size":64,"num_bits":8,)"
+      R"("strategy":"group","symmetric":false})";
+  ExpectRoundTrip("compressed-tensors", Slots(ct4, ct8, ""));
+  ExpectRoundTrip("compressed-tensors", Slots(ct4, ct4, ""));
+  ExpectRoundTrip("quantmill",
+                  Slots(R"({"bits":4,"group_size":128,"zero":"int"})",
+                        R"({"bits":2,"group_size":-1,"zero":"none"})", "qm.fmt.affine-int/1"));
+}
+
+TEST(Compose, WritesTheKeysReadersInsistOn) {
+  const std::string four = R"({"bits":4,"desc_act":false,"group_size":128,"sym":true})";
+  const std::string eight = R"({"bits":8,"desc_act":false,"group_size":128,"sym":true})";
+  const auto gptq = ComposeQuantizationConfig("gptq", Slots(four, eight, ""));
+  ASSERT_TRUE(gptq.ok());
+  EXPECT_EQ(
+      gptq->dump(),
+      R"({"bits":4,"group_size":128,"desc_act":false,"sym":true,"quant_method":"gptq",)"
+      R"("checkpoint_format":"gptq","damp_percent":0.01,"lm_head":false,)"
+      R"("pack_dtype":"int32","dynamic":{)"
+      R"("-:^(?:model\\.layers\\.0\\.mlp\\.down_proj|model\\.layers\\.1\\.mlp\\.down_proj)$":)"
+      R"({},"+:^(?:model\\.layers\\.1\\.self_attn\\.q_proj|)"
+      R"(model\\.layers\\.1\\.self_attn\\.k_proj|model\\.layers\\.1\\.self_attn\\.v_proj|)"
+      R"(model\\.layers\\.1\\.self_attn\\.qkv_proj)$":)"
+      R"({"bits":8,"desc_act":false,"group_size":128,"sym":true}}})");
+
+  const std::string ct =
+      R"({"actorder":null,"format":"pack-quantized","group_size":null,"num_bits":4,)"
+      R"("strategy":"channel","symmetric":true})";
+  const auto compressed = ComposeQuantizationConfig("compressed-tensors", Slots(ct, ct, ""));
+  ASSERT_TRUE(compressed.ok());
+  EXPECT_EQ((*compressed)["config_groups"]["group_0"]["targets"].dump(), R"(["Linear"])");
+  EXPECT_EQ((*compressed)["ignore"].dump(),
+            R"(["model.layers.0.mlp.down_proj","model.layers.1.mlp.down_proj","lm_head"])");
+  EXPECT_EQ((*compressed)["config_groups"]["group_0"]["weights"].dump(),
+            R"({"actorder":null,"block_structure":null,"dynamic":false,"group_size":null,)"
+            R"("num_bits":4,"observer":"minmax","observer_kwargs":{},"strategy":"channel",)"
+            R"("symmetric":true,"type":"int"})");
+}
+
+TEST(Compose, RefusesUnknownTargetsAndNothingPacked) {
+  EXPECT_EQ(ComposeQuantizationConfig("gptq", {{"lm_head", false, "", ""}}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ComposeQuantizationConfig("nothing", {{"a", true, "{}", ""}}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(ReadQuantizationConfig, FallsBackToQuantizeConfig) {
+  const std::string directory = testing::MakeTempDir();
+  ASSERT_TRUE(WriteFile(directory + "/config.json", "{}").ok());
+  const auto none = ReadQuantizationConfig(directory);
+  ASSERT_TRUE(none.ok()) << none.status();
+  EXPECT_EQ(*none, nullptr);
+  ASSERT_TRUE(WriteFile(directory + "/quantize_config.json", R"({"bits":4,"group_size":64})").ok());
+  const auto found = ReadQuantizationConfig(directory);
+  ASSERT_TRUE(found.ok()) << found.status();
+  EXPECT_EQ((*found)->target(), "gptq");
+  ASSERT_TRUE(WriteFile(directory + "/config.json",
+                        R"({"quantization_config":{"quant_method":"gptq","bits":7}})")
+                  .ok());
+  EXPECT_THAT(std::string(ReadQuantizationConfig(directory).status().message()),
+              HasSubstr("config.json"));
+}
+
+}  // namespace
+}  // namespace quantmill
