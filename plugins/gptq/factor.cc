@@ -12,6 +12,7 @@ namespace {
 constexpr double kDampStep = 0.01;    // added after each failed factorization, up to 1
 constexpr int kFloorAttempts = 6;     // then the diagonal is raised, by 10 times more each time
 constexpr double kFirstFloor = 1e-6;  // of the largest diagonal entry
+constexpr int64_t kPanel = 512;       // columns of the correction made at once
 
 // Positions sorted by falling diagonal; equal entries keep their order.
 std::vector<int32_t> DescendingOrder(const std::vector<float>& diagonal) {
@@ -111,21 +112,42 @@ qm_status FactorWithRecovery(qm_call* call, Kernels& kernels, const Options& opt
   return QM_OK;
 }
 
-// p = alpha triu(D u^T, 1) u with D = cross in solving order, columns of dead inputs being 0 by
-// nature. `buffer` (which held the Hessian) becomes D and then p.
+// Part [r0, r1) x [c0, c1) of a square matrix of width n.
+qm_tensor Part(const float* m, int64_t n, int64_t r0, int64_t r1, int64_t c0, int64_t c1,
+               qm_device device) {
+  return qm::MakeMatrix(m + r0 * n + c0, r1 - r0, c1 - c0, n, device);
+}
+
+// p = alpha triu(D u^T, 1) u with D = cross in solving order; its columns of dead inputs are 0 by
+// nature. u is upper, so for columns [a, b) only these parts count:
+//   t[0..b, a..b) = D[0..b, a..n) u[a..b, a..n)^T        p[0..b, a..b) = t[0..b, 0..b) u[0..b,
+//   a..b)
+// which is a sixth and a third of the full products. `buffer` (which held the Hessian) becomes D
+// and then p; what it holds below the diagonal is never read.
 qm_status MakeCorrection(qm_call* call, Kernels& kernels, const Options& options,
                          const qm_host_linalg& linalg, qm::TensorView<const float> cross,
                          float* buffer, Factor* out) {
   const int64_t n = cross.shape(0);
+  const qm_device device = call->device;
   float* product = nullptr;
-  QM_TRY(qm::Scratch(call, call->device, n * n, "the asymmetric correction", &product));
+  QM_TRY(qm::Scratch(call, device, n * n, "the asymmetric correction", &product));
   QM_TRY(kernels.PermuteSquare(cross, out->order, buffer));
-  qm_tensor d = qm::MakeMatrix(buffer, n, n, n, call->device);
-  const qm_tensor u = qm::MakeMatrix(out->u, n, n, n, call->device);
-  qm_tensor t = qm::MakeMatrix(product, n, n, n, call->device);
-  QM_TRY(linalg.gemm(call, 0, 1, 1.0, &d, &u, 0.0, &t));
+  for (int64_t a = 0; a < n; a += kPanel) {
+    const int64_t b = std::min(a + kPanel, n);
+    const qm_tensor d = Part(buffer, n, 0, b, a, n, device);
+    const qm_tensor u = Part(out->u, n, a, b, a, n, device);
+    qm_tensor t = Part(product, n, 0, b, a, b, device);
+    QM_TRY(linalg.gemm(call, 0, 1, 1.0, &d, &u, 0.0, &t));
+  }
   QM_TRY(kernels.KeepAboveDiagonal(product, n, static_cast<float>(options.asymmetric_error)));
-  QM_TRY(linalg.gemm(call, 0, 0, 1.0, &t, &u, 0.0, &d));
+  for (int64_t a = 0; a < n; a += kPanel) {
+    QM_TRY(qm::Progress(call, -1.0));
+    const int64_t b = std::min(a + kPanel, n);
+    const qm_tensor t = Part(product, n, 0, b, 0, b, device);
+    const qm_tensor u = Part(out->u, n, 0, b, a, b, device);
+    qm_tensor p = Part(buffer, n, 0, b, a, b, device);
+    QM_TRY(linalg.gemm(call, 0, 0, 1.0, &t, &u, 0.0, &p));
+  }
   out->p = buffer;
   return QM_OK;
 }
@@ -145,8 +167,9 @@ qm_status FindMatrix(qm_call* call, const qm_stats* stats, const char* id, int64
 uint64_t FactorBytes(const Options& options) {
   const uint64_t n = static_cast<uint64_t>(options.shape.in_features);
   const uint64_t squares = options.asymmetric_error > 0.0 ? 3 : 2;
-  constexpr uint64_t kRounding = 8 * 256;
-  return squares * n * n * sizeof(float) + n * (4 * sizeof(float) + 1) + kRounding;
+  constexpr uint64_t kVectors = 6;  // order, its inverse, diagonals (two of them read, one raised)
+  constexpr uint64_t kRounding = 16 * 256;
+  return squares * n * n * sizeof(float) + n * (kVectors * sizeof(float) + 1) + kRounding;
 }
 
 qm_status MakeFactor(qm_call* call, Kernels& kernels, const Options& options, const qm_stats* stats,

@@ -49,7 +49,7 @@ struct Factor {
   ColumnOrder order;
   std::vector<int32_t> channel;  // host copy, empty = identity
   const float* u = nullptr;      // [in, in] upper, u^T u = (H + damp)^-1 in solving order
-  const float* p = nullptr;      // [in, in] strictly upper: alpha triu(D u^T, 1) u; null = alpha 0
+  const float* p = nullptr;  // [in, in] alpha triu(D u^T, 1) u, valid above the diagonal; or null
 };
 
 // Columns [begin, end) of all rows of one linear.

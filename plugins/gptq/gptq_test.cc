@@ -55,6 +55,12 @@ TEST(Gptq, ManyRowsAndBlocksEqualTheSlowAlgorithm) {
   ExpectSlowResult(s, MakeProblem(70, 320, 700, 8));
 }
 
+TEST(Gptq, CorrectionInSeveralPanelsEqualsTheSlowAlgorithm) {
+  Setting s;
+  s.alpha = 0.25;
+  ExpectSlowResult(s, MakeProblem(4, 544, 600, 18));
+}
+
 TEST(Gptq, DeadInputsEqualTheSlowAlgorithm) {
   for (const bool act_order : {false, true}) {
     for (const bool static_groups : {false, true}) {

@@ -120,7 +120,7 @@ struct Gptq {
     out->format_id = qm::kAffineIntFormat;
     const double rows = static_cast<double>(info.out_features);
     const double n = static_cast<double>(info.in_features);
-    out->flops = (correct ? 2.0 : 1.0) * rows * n * n + (correct ? 5.0 : 1.0) * n * n * n;
+    out->flops = (correct ? 2.0 : 1.0) * rows * n * n + (correct ? 2.0 : 1.0) * n * n * n;
     return QM_OK;
   }
 

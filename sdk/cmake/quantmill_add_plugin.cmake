@@ -50,8 +50,10 @@ function(quantmill_add_plugin name)
     target_compile_definitions(${objects} PUBLIC QM_HAVE_CUDA)
     target_link_libraries(${objects} PUBLIC CUDA::cudart_static)
     target_link_libraries(${plugin} PRIVATE CUDA::cudart_static)
-    set_target_properties(${objects} ${plugin} PROPERTIES CUDA_STANDARD 20
-                          CUDA_RUNTIME_LIBRARY Static)
+    set_target_properties(${objects} ${plugin} PROPERTIES CUDA_RUNTIME_LIBRARY Static)
+    if(NOT TARGET quantmill_options)  # CMake 3.25 does not know how to ask nvcc for C++20
+      target_compile_options(${objects} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
+    endif()
     if(ARG_CUDA_ARCHITECTURES)
       set_target_properties(${objects} PROPERTIES CUDA_ARCHITECTURES "${ARG_CUDA_ARCHITECTURES}")
     endif()
