@@ -1,0 +1,71 @@
+// Small device functions shared by the kernels.
+#ifndef QUANTMILL_PLUGINS_AFFINE_AFFINE_DEVICE_CUH_
+#define QUANTMILL_PLUGINS_AFFINE_AFFINE_DEVICE_CUH_
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "affine_tiles.h"
+
+namespace affine {
+
+__device__ inline float LoadNumber(const void* data, qm_dtype dtype, int64_t index) {
+  switch (dtype) {
+    case QM_F16:
+      return __half2float(static_cast<const __half*>(data)[index]);
+    case QM_BF16:
+      return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[index]);
+    case QM_U8:
+      return static_cast<float>(static_cast<const uint8_t*>(data)[index]);
+    default:
+      return static_cast<const float*>(data)[index];
+  }
+}
+
+__device__ inline ScaleZero LoadDeviceScaleZero(const DeviceWeight& w, int64_t row, int64_t group) {
+  const int64_t at = w.tiles != nullptr ? group * w.padded_out + row : row * w.groups + group;
+  const float middle = static_cast<float>(1 << (w.bits - 1));
+  return {LoadNumber(w.scale, w.scale_dtype, at),
+          w.zero == nullptr ? middle : LoadNumber(w.zero, w.zero_dtype, at)};
+}
+
+// The code of (row, column) in either layout; columns as stored.
+__device__ inline uint32_t LoadCode(const DeviceWeight& w, int64_t row, int64_t column) {
+  if (w.tiles != nullptr) {
+    const TilePlace place = LocateTile(w.tile_bits, w.chunks, row, column);
+    return (w.tiles[place.word] >> place.shift) & ((1u << w.tile_bits) - 1u);
+  }
+  const int64_t bit = column * w.bits;
+  const int shift = static_cast<int>(bit % 32);
+  const int32_t* word = w.codes + row * w.words + bit / 32;
+  uint32_t field = static_cast<uint32_t>(word[0]) >> shift;
+  if (shift + w.bits > 32) field |= static_cast<uint32_t>(word[1]) << (32 - shift);
+  return field & ((1u << w.bits) - 1u);
+}
+
+__device__ inline int64_t GroupOf(const DeviceWeight& w, int64_t column) {
+  return w.group_index != nullptr ? w.group_index[column] : column / w.group_size;
+}
+
+template <class T>
+__device__ inline T FromFloat(float value);
+template <>
+__device__ inline float FromFloat<float>(float value) {
+  return value;
+}
+template <>
+__device__ inline __half FromFloat<__half>(float value) {
+  return __float2half_rn(value);
+}
+template <>
+__device__ inline __nv_bfloat16 FromFloat<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+
+__device__ inline float AsFloat(float value) { return value; }
+__device__ inline float AsFloat(__half value) { return __half2float(value); }
+__device__ inline float AsFloat(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+}  // namespace affine
+
+#endif  // QUANTMILL_PLUGINS_AFFINE_AFFINE_DEVICE_CUH_
