@@ -38,8 +38,11 @@ constexpr std::array<ClassDefaults, 6> kClasses = {{
     {"qwen3_moe", Architecture::kQwen3Moe, 1e-6, 4, 32768, 1e4, 0, false},
 }};
 
-constexpr int64_t kMaxSize = int64_t{1} << 31;  // keeps products of two sizes in 64 bits
+constexpr int64_t kMaxSize = INT32_MAX;  // keeps products of two sizes in 64 bits
 constexpr int64_t kMaxLayers = 100'000;
+
+// A whole number from 0 to kMaxSize.
+bool IsIndex(const Json& json) { return json.is_number_integer() && json >= 0 && json <= kMaxSize; }
 
 // Reads keys of one object. The first mistake is kept and later reads return defaults, so that a
 // sequence of reads needs one check at its end.
@@ -74,11 +77,7 @@ class Fields {
       Fail(key, absl::StrCat("is ", Show(*value), ", not a whole number"));
       return lowest;
     }
-    const bool in_range = value->is_number_unsigned()
-                              ? value->get<uint64_t>() <= static_cast<uint64_t>(highest) &&
-                                    value->get<int64_t>() >= lowest
-                              : value->get<int64_t>() >= lowest && value->get<int64_t>() <= highest;
-    if (!in_range) {
+    if (*value < lowest || *value > highest) {
       Fail(key, absl::StrCat("is ", Show(*value), "; it must be ", lowest, " to ", highest));
       return lowest;
     }
@@ -129,7 +128,7 @@ class Fields {
     if (value == nullptr) return {};
     std::vector<int64_t> ids;
     for (const Json& id : value->is_array() ? *value : Json::array({*value})) {
-      if (!id.is_number_unsigned() || id.get<uint64_t>() >= static_cast<uint64_t>(kMaxSize)) {
+      if (!IsIndex(id)) {
         Fail(key, absl::StrCat("is ", Show(*value), ", not a token id or a list of them"));
         return {};
       }
@@ -394,11 +393,11 @@ std::vector<bool> SparseLayers(Fields& fields, int64_t layers) {
     return sparse;
   }
   for (const Json& layer : *dense) {
-    if (!layer.is_number_unsigned()) {
+    if (!IsIndex(layer)) {
       fields.Fail("mlp_only_layers", "is not a list of layers");
       return sparse;
     }
-    const uint64_t index = layer.get<uint64_t>();
+    const size_t index = layer.get<size_t>();
     if (index < sparse.size()) sparse[index] = false;
   }
   return sparse;
