@@ -64,19 +64,18 @@ struct Blocked {
 // pivot that is not positive, or -1.
 template <typename T>
 int64_t FactorBlock(T* a, int64_t size, int64_t stride) {
+  T column[kBlock];  // of the factor; contiguous, so that the update below runs along rows
   for (int64_t j = 0; j < size; ++j) {
-    T* row_j = a + j * stride;
-    T pivot = row_j[j];
-    for (int64_t k = 0; k < j; ++k) pivot -= row_j[k] * row_j[k];
+    const T pivot = a[j * stride + j];
     if (!(pivot > 0) || !std::isfinite(pivot)) return j;
     const T diagonal = std::sqrt(pivot);
-    row_j[j] = diagonal;
-    std::fill(row_j + j + 1, row_j + size, T(0));  // updates of the whole block left values there
+    a[j * stride + j] = diagonal;
+    std::fill(a + j * stride + j + 1, a + j * stride + size, T(0));
     for (int64_t i = j + 1; i < size; ++i) {
-      T* row_i = a + i * stride;
-      T sum = row_i[j];
-      for (int64_t k = 0; k < j; ++k) sum -= row_i[k] * row_j[k];
-      row_i[j] = sum / diagonal;
+      T* row = a + i * stride;
+      const T factor = row[j] / diagonal;
+      row[j] = column[i] = factor;
+      for (int64_t k = j + 1; k <= i; ++k) row[k] -= factor * column[k];
     }
   }
   return -1;
