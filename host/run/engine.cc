@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
+#include "host/run/unit_source.h"
 
 namespace quantmill {
 namespace {
@@ -107,9 +108,9 @@ absl::Status Engine::StartCalibration() {
              "percent", static_cast<int64_t>(fraction * 100), 100);
     return absl::OkStatus();
   };
-  QM_ASSIGN_OR_RETURN(const Tensor windows, in_.windows());
+
   QM_ASSIGN_OR_RETURN(const Tensor embedding, in_.source->Embedding());
-  QM_ASSIGN_OR_RETURN(calibration_, Calibration::Create(*in_.backend, in_.plan->config, windows,
+  QM_ASSIGN_OR_RETURN(calibration_, Calibration::Create(*in_.backend, in_.plan->config, in_.windows,
                                                         embedding, options));
   return absl::OkStatus();
 }
@@ -306,8 +307,8 @@ absl::Status Engine::PutIntoBlock(const Unit& unit, BlockState* state) {
                                ? &state->head
                                : state->current.Find(in_.plan->config, state->index, slot);
     if (weight == nullptr) return absl::InternalError(absl::StrCat("no slot ", slot));
-    QM_ASSIGN_OR_RETURN(weight->dense,
-                        worker_.Dequantize(*packed, in_.backend->activation_dtype()));
+    QM_ASSIGN_OR_RETURN(weight->dense, DequantizeOn(*in_.backend, *in_.formats, *packed,
+                                                    in_.backend->activation_dtype()));
   }
   return absl::OkStatus();
 }

@@ -47,8 +47,7 @@ struct EngineInputs {
   const JournalState* journal = nullptr;
   std::string work_dir;
   EventSink sink;
-  // I32 [windows, length], when statistics are wanted.
-  std::function<absl::StatusOr<Tensor>()> windows;
+  Tensor windows;  // I32 [windows, length] on the host; empty without statistics
   std::string calibration_digest;
 };
 

@@ -10,6 +10,7 @@
 #include "core/formats/distortion.h"
 #include "core/threads/thread_pool.h"
 #include "host/run/fingerprint.h"
+#include "host/run/unit_source.h"
 
 namespace quantmill {
 namespace {
@@ -123,19 +124,6 @@ std::vector<std::vector<size_t>> SlotWorker::EqualOptions(const GroupWork& work)
   return parts;
 }
 
-absl::StatusOr<Tensor> SlotWorker::Dequantize(const PackedWeight& packed, DType dtype) {
-  PackedWeight on_device = packed;
-  for (NamedTensor& named : on_device.tensors) {
-    QM_ASSIGN_OR_RETURN(named.tensor, in_.backend->ToDevice(named.tensor));
-  }
-  QM_ASSIGN_OR_RETURN(const std::shared_ptr<PackedKernel> kernel,
-                      in_.formats->Kernel(on_device, *in_.backend));
-  QM_ASSIGN_OR_RETURN(
-      Tensor out, in_.backend->Allocate(dtype, Shape({packed.out_features, packed.in_features})));
-  QM_RETURN_IF_ERROR(kernel->Dequantize(on_device, &out));
-  return out;
-}
-
 absl::StatusOr<double> SlotWorker::OutputError(const GroupWork& work, const SlotTask& task,
                                                const Tensor& dequantized, int64_t* rows) {
   StatRequest request;
@@ -162,7 +150,8 @@ absl::StatusOr<double> SlotWorker::OutputError(const GroupWork& work, const Slot
 
 absl::Status SlotWorker::MeasureErrors(const GroupWork& work, const SlotTask& task,
                                        const PackedWeight& packed, SlotRecord* record) {
-  QM_ASSIGN_OR_RETURN(const Tensor dequantized, Dequantize(packed, DType::kF32));
+  QM_ASSIGN_OR_RETURN(const Tensor dequantized,
+                      DequantizeOn(*in_.backend, *in_.formats, packed, DType::kF32));
   QM_ASSIGN_OR_RETURN(const Tensor reference, HostCopy(task.weight, *in_.backend));
   QM_ASSIGN_OR_RETURN(const Tensor approximate, HostCopy(dequantized, *in_.backend));
   QM_ASSIGN_OR_RETURN(const Distortion distortion, MeasureDistortion(reference, approximate));

@@ -59,9 +59,6 @@ class SlotWorker {
   // device is lost.
   absl::StatusOr<std::vector<SlotResult>> Run(const GroupWork& work);
 
-  // The dense form of a packed weight by its format's rule, in `dtype`, on the device.
-  absl::StatusOr<Tensor> Dequantize(const PackedWeight& packed, DType dtype);
-
  private:
   absl::StatusOr<SlotTask> MakeTask(const GroupWork& work, size_t index, const BoundMethod& method,
                                     const ResolvedOptions& options);

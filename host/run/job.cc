@@ -1,0 +1,306 @@
+#include "host/run/job.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/status.h"
+#include "core/eval/evaluate.h"
+#include "core/io/files.h"
+#include "core/model/dense_source.h"
+#include "host/cli/command.h"
+#include "host/pipeline/check.h"
+#include "host/plugins/registry.h"
+#include "host/run/backend.h"
+#include "host/run/calibration_text.h"
+#include "host/run/engine.h"
+#include "host/run/fingerprint.h"
+#include "host/run/output.h"
+#include "host/run/preflight.h"
+#include "host/run/report.h"
+#include "host/run/verify.h"
+#include "host/supervisor/supervise.h"
+
+namespace quantmill {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+int64_t PeakRssBytes() {
+  struct rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{usage.ru_maxrss} * 1024;
+}
+
+// Ids of the methods a plan runs, and of everything that knows formats or has kernels.
+std::vector<std::string> MethodsToLoad(const PipelinePlan& plan, const Catalog& catalog) {
+  std::set<std::string> ids;
+  for (const PlannedStage& stage : plan.stages) {
+    ids.insert(stage.method);
+    if (stage.on_error.action == OnError::Action::kUse) {
+      ids.insert(stage.on_error.use.substr(0, stage.on_error.use.find('.')));
+    }
+  }
+  for (const PluginInfo& plugin : catalog.plugins) {
+    if (!plugin.rejected.empty()) continue;
+    for (const MethodInfo& method : plugin.methods) {
+      if (method.Has(QM_EXT_FORMAT) || method.Has(QM_EXT_LINEAR_KERNEL)) ids.insert(method.id);
+    }
+  }
+  return {ids.begin(), ids.end()};
+}
+
+class Job {
+ public:
+  Job(const JobRequest& request, const EventSink& sink) : request_(request), sink_(sink) {}
+
+  absl::StatusOr<nlohmann::ordered_json> Run() {
+    const auto start = Clock::now();
+    QM_RETURN_IF_ERROR(Prepare());
+    QM_RETURN_IF_ERROR(Preflight());
+    if (request_.mode == JobRequest::Mode::kPlan) return PlanReportToJson(report_);
+    QM_RETURN_IF_ERROR(Quantize());
+    return Finish(start);
+  }
+
+ private:
+  // Everything up to the estimates: reads the file, the model's headers and the plugins.
+  absl::Status Prepare() {
+    QM_ASSIGN_OR_RETURN(Pipeline pipeline, PipelineOf(request_));
+    std::vector<std::string> files = request_.plugins;
+    files.insert(files.end(), pipeline.plugins.begin(), pipeline.plugins.end());
+    QM_ASSIGN_OR_RETURN(catalog_, DiscoverPlugins(files));
+    absl::StatusOr<ModelConfig> config = ReadModelConfig(pipeline.model_path);
+    if (!config.ok()) return RefusedError(config.status());
+    absl::StatusOr<PipelinePlan> plan = CheckPipeline(pipeline, catalog_, *config);
+    if (!plan.ok()) return RefusedError(plan.status());
+    plan_ = *std::move(plan);
+    if (const absl::Status status = CheckFiles(plan_.pipeline, request_.resume); !status.ok()) {
+      return RefusedError(status);
+    }
+    absl::StatusOr<std::unique_ptr<DenseSource>> source =
+        DenseSource::Open(plan_.pipeline.model_path);
+    if (!source.ok()) return RefusedError(source.status());
+    source_ = *std::move(source);
+    QM_ASSIGN_OR_RETURN(backend_, MakeBackend(plan_.pipeline.device, plan_.pipeline.model_dtype));
+    QM_ASSIGN_OR_RETURN(host_, MakeCpuBackend());
+    QM_ASSIGN_OR_RETURN(methods_, LoadMethods(catalog_, MethodsToLoad(plan_, catalog_)));
+    formats_ = std::make_unique<PluginFormats>(methods_, *host_);
+    if (!request_.last_words.empty()) {
+      QM_ASSIGN_OR_RETURN(words_, LastWords::Open(request_.last_words));
+    }
+    runner_ = std::make_unique<MethodRunner>(*backend_, words_.get(), sink_);
+    absl::Status status = PlanMethods();
+    return status.ok() ? status : RefusedError(status);
+  }
+
+  absl::Status PlanMethods() {
+    QM_ASSIGN_OR_RETURN(stages_,
+                        PrepareStages(plan_, catalog_, methods_, source_->checkpoint(), *runner_));
+    QM_ASSIGN_OR_RETURN(report_, EstimateRun(plan_, stages_, source_->checkpoint(), *backend_));
+    QM_RETURN_IF_ERROR(CheckCalibration(plan_, report_.slots));
+    QM_RETURN_IF_ERROR(CheckExportFormats(plan_, report_.slots, catalog_));
+    return CheckCanStore(plan_, stages_, *formats_);
+  }
+
+  absl::Status Preflight() {
+    const Pipeline& pipeline = plan_.pipeline;
+    if (const absl::Status status = CheckOutput(pipeline, request_.resume); !status.ok()) {
+      return RefusedError(status);
+    }
+    if (const absl::Status status =
+            CheckMachine(plan_, report_, ReadMachineState(pipeline, *backend_));
+        !status.ok()) {
+      return RefusedError(status);
+    }
+    if (pipeline.evaluate) {
+      absl::StatusOr<Tensor> windows = EvaluationWindows(pipeline);
+      if (!windows.ok()) return RefusedError(windows.status());
+      evaluation_ = *std::move(windows);
+    }
+    if (!stages_.NeedsStatistics()) return absl::OkStatus();
+    // Drawing text from the model is work, not a check.
+    if (request_.mode == JobRequest::Mode::kPlan && pipeline.calibration->text == "self") {
+      return absl::OkStatus();
+    }
+    absl::StatusOr<Tensor> windows = CalibrationWindows(pipeline, *source_, *backend_, sink_);
+    if (!windows.ok()) return RefusedError(windows.status());
+    calibration_ = *std::move(windows);
+    Fingerprint fingerprint;
+    fingerprint.Add(calibration_, host_->threads());
+    fingerprint.Add(DTypeName(backend_->activation_dtype()));
+    calibration_digest_ = fingerprint.Hex();
+    return absl::OkStatus();
+  }
+
+  absl::Status Quantize() {
+    digests_ = std::make_unique<ModelDigests>(source_->checkpoint(), plan_.config.layers,
+                                              host_->threads());
+    EngineInputs inputs;
+    inputs.plan = &plan_;
+    inputs.stages = &stages_;
+    inputs.source = source_.get();
+    inputs.backend = backend_.get();
+    inputs.runner = runner_.get();
+    inputs.formats = formats_.get();
+    inputs.digests = digests_.get();
+    inputs.journal = &request_.journal;
+    inputs.work_dir = plan_.pipeline.work_dir;
+    inputs.sink = sink_;
+    inputs.windows = calibration_;
+    inputs.calibration_digest = calibration_digest_;
+    engine_ = std::make_unique<Engine>(std::move(inputs));
+    QM_RETURN_IF_ERROR(engine_->Run());
+    // Kept apart from the checkpoint: times differ from run to run.
+    return WriteFile(plan_.pipeline.work_dir + "/report.json",
+                     SlotReport(engine_->units()).dump(1) + "\n");
+  }
+
+  PackedLookup Lookup() {
+    return [this](const std::string& slot) { return engine_->Packed(slot); };
+  }
+
+  void Progress(const std::string& stage, const std::string& unit, int64_t done, int64_t total) {
+    sink_(
+        {{"type", "progress"}, {"stage", stage}, {"unit", unit}, {"done", done}, {"total", total}});
+  }
+
+  absl::StatusOr<nlohmann::ordered_json> Finish(Clock::time_point start) {
+    const nlohmann::ordered_json provenance =
+        BuildProvenance(plan_, *engine_, digests_->Total(), calibration_digest_);
+    QM_ASSIGN_OR_RETURN(
+        const OutputResult output,
+        WriteOutput(plan_, *engine_, provenance, *formats_, *backend_, sink_).status());
+    QM_ASSIGN_OR_RETURN(const VerifyReport verified, Verify());
+    int64_t original_bytes = 0;
+    for (const auto& file : source_->checkpoint().files()) {
+      std::error_code error;
+      original_bytes += static_cast<int64_t>(std::filesystem::file_size(file->path(), error));
+    }
+    nlohmann::ordered_json result = {{"output", plan_.pipeline.export_path},
+                                     {"format", plan_.pipeline.export_format},
+                                     {"bits_per_weight", BitsPerWeight()},
+                                     {"size_bytes", verified.size_bytes},
+                                     {"original_bytes", original_bytes}};
+    nlohmann::ordered_json evaluation;
+    if (plan_.pipeline.evaluate) {
+      QM_ASSIGN_OR_RETURN(evaluation, EvaluateOutput());
+    }
+    result["seconds"] = SecondsSince(start);
+    result["peak_rss_bytes"] = PeakRssBytes();
+    result["peak_device_bytes"] = backend_->peak_device_bytes();
+    result["device"] = DeviceName(backend_->device());
+    result["stages"] = StageSummary(plan_, engine_->units());
+    if (!evaluation.is_null()) result["evaluation"] = std::move(evaluation);
+    result["units"] = static_cast<int64_t>(engine_->units().size());
+    result["reused_units"] = engine_->reused_units();
+    result["checks"] = verified.checks;
+    result["warnings"] = verified.warnings;
+    result["unquantized"] = verified.unquantized;
+    return result;
+  }
+
+  // Of everything that was packed and exported.
+  double BitsPerWeight() const {
+    double bits = 0, weights = 0;
+    for (const Unit& unit : engine_->units()) {
+      for (const SlotRecord& r : unit.slots) {
+        if (!r.packed) continue;
+        const double count = static_cast<double>(r.out_features * r.in_features);
+        bits += r.bits_per_weight * count;
+        weights += count;
+      }
+    }
+    return weights > 0 ? bits / weights : 0;
+  }
+
+  absl::StatusOr<VerifyReport> Verify() {
+    UnitSource in_memory(*source_, Lookup(), *formats_);
+    VerifyOptions options;
+    options.directory = plan_.pipeline.export_path;
+    options.expected = Lookup();
+    options.in_memory = &in_memory;
+    options.planned_bits = report_.bits_per_weight;
+    options.progress = [this](const std::string& step, int64_t done, int64_t total) {
+      Progress(step, "block", done, total);
+    };
+    return VerifyCheckpoint(options, *formats_, *backend_);
+  }
+
+  absl::StatusOr<nlohmann::ordered_json> EvaluateOutput() {
+    UnitSource model(*source_, Lookup(), *formats_);
+    EvalOptions options;
+    options.progress = [this](std::string_view stage, int64_t done, int64_t total) {
+      Progress(absl::StrCat("evaluate: ", AbslView(stage)), stage == "score" ? "window" : "block",
+               done, total);
+      return absl::OkStatus();
+    };
+    WeightSource* reference = plan_.pipeline.evaluate->reference ? source_.get() : nullptr;
+    QM_ASSIGN_OR_RETURN(const EvalResult result,
+                        Evaluate(*backend_, model, reference, evaluation_, options));
+    return ToJson(result);
+  }
+
+  const JobRequest& request_;
+  const EventSink& sink_;
+  Catalog catalog_;
+  PipelinePlan plan_;
+  std::unique_ptr<DenseSource> source_;
+  std::unique_ptr<Backend> backend_, host_;
+  std::vector<LoadedMethod> methods_;
+  std::unique_ptr<PluginFormats> formats_;
+  std::unique_ptr<LastWords> words_;
+  std::unique_ptr<MethodRunner> runner_;
+  StageSet stages_;
+  PlanReport report_;
+  Tensor calibration_, evaluation_;
+  std::string calibration_digest_;
+  std::unique_ptr<ModelDigests> digests_;
+  std::unique_ptr<Engine> engine_;
+};
+
+}  // namespace
+
+absl::StatusOr<Pipeline> PipelineOf(const JobRequest& request) {
+  absl::StatusOr<Pipeline> pipeline = ParsePipelineFile(request.pipeline_file, request.sets);
+  if (!pipeline.ok()) return UsageError(pipeline.status());
+  if (!request.device.empty()) pipeline->device = request.device;
+  if (!request.work_dir.empty()) pipeline->work_dir = request.work_dir;
+  return pipeline;
+}
+
+absl::StatusOr<nlohmann::ordered_json> RunJob(const JobRequest& request, const EventSink& sink) {
+  return Job(request, sink).Run();
+}
+
+absl::StatusOr<PlanReport> PlanInWorker(JobRequest request) {
+  request.mode = JobRequest::Mode::kPlan;
+  std::string path = (std::filesystem::temp_directory_path() / "quantmill-plan-XXXXXX").string();
+  const int descriptor = mkstemp(path.data());
+  if (descriptor < 0) return absl::UnavailableError("cannot make a temporary file");
+  close(descriptor);
+  request.last_words = path;
+  SuperviseOptions options;
+  options.request = [&request](const JournalState&) { return ToJson(request).dump(); };
+  options.last_words = path;
+  options.hang_seconds = HangSeconds();
+  const absl::StatusOr<SuperviseResult> result =
+      Supervise(options, nullptr, [](const nlohmann::json&) {});
+  QM_RETURN_IF_ERROR(RemoveFile(path));
+  QM_RETURN_IF_ERROR(result.status());
+  return PlanReportFromJson(result->value);
+}
+
+}  // namespace quantmill

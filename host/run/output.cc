@@ -1,0 +1,157 @@
+#include "host/run/output.h"
+
+#include <filesystem>
+#include <map>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/status.h"
+#include "core/io/files.h"
+#include "core/io/json.h"
+#include "core/io/sha256.h"
+#include "host/run/verify.h"
+#include "quantmill/plugin.h"
+
+namespace quantmill {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kProvenanceFile[] = "/quantmill_provenance.json";
+
+std::string MarkPath(const Pipeline& pipeline) { return pipeline.work_dir + "/output.json"; }
+
+// Identifies what is written, independent of white space.
+std::string Identity(const nlohmann::ordered_json& provenance) {
+  return Sha256Hex(nlohmann::json(provenance).dump());
+}
+
+// Identity of the provenance inside a directory; empty if there is none.
+std::string IdentityOf(const std::string& directory) {
+  const auto json = ReadJson(directory + kProvenanceFile);
+  return json.ok() ? Sha256Hex(json->dump()) : "";
+}
+
+// The identity this work directory last wrote, or was about to write, to `path`; empty if none.
+std::string MarkedIdentity(const Pipeline& pipeline) {
+  const auto json = ReadJson(MarkPath(pipeline));
+  if (!json.ok() || !json->is_object()) return "";
+  if (json->value("path", "") != pipeline.export_path) return "";
+  return json->value("identity", "");
+}
+
+class UnitExport : public ExportSource {
+ public:
+  explicit UnitExport(Engine& engine) : engine_(engine) {}
+  absl::StatusOr<std::shared_ptr<const PackedWeight>> Packed(const LinearSlot& slot) override {
+    return engine_.Packed(slot.name);
+  }
+  absl::StatusOr<Tensor> Changed(const std::string&) override { return Tensor(); }
+
+ private:
+  Engine& engine_;
+};
+
+absl::Status NotOurs(const std::string& path) {
+  return absl::FailedPreconditionError(
+      ErrorText(absl::StrCat("the output directory ", path, " exists"),
+                "this pipeline did not write it", "choose another export.path or remove it"));
+}
+
+}  // namespace
+
+nlohmann::ordered_json BuildProvenance(const PipelinePlan& plan, const Engine& engine,
+                                       const std::string& model_digest,
+                                       const std::string& calibration_digest) {
+  std::map<std::string, nlohmann::ordered_json> slots;
+  for (const Unit& unit : engine.units()) {
+    for (const SlotRecord& r : unit.slots) {
+      nlohmann::ordered_json entry = {{"stage", unit.stage}};
+      if (r.packed) {
+        entry["method"] = r.method;
+        entry["version"] = r.version;
+        entry["plugin_sha256"] = r.plugin_sha256;
+        entry["abi"] = absl::StrCat(QM_ABI_MAJOR, ".", QM_ABI_MINOR);
+        entry["options_sha256"] = Sha256Hex(r.options);
+        entry["options"] = nlohmann::ordered_json::parse(r.options);
+        entry["seed"] = r.seed;
+        entry["format"] = r.format_id;
+        entry["weight_nmse"] = r.weight_nmse;
+        if (r.output_nmse >= 0) entry["output_nmse"] = r.output_nmse;
+      } else {
+        entry["kept_dense"] = 1;
+      }
+      if (!r.error.empty()) entry["error"] = r.error;
+      slots[r.slot].push_back(std::move(entry));
+    }
+  }
+  return {{"version", 1},
+          {"target", plan.pipeline.export_format},
+          {"seed", plan.pipeline.seed},
+          {"model_digest", model_digest},
+          {"calibration_digest", calibration_digest},
+          {"slots", slots}};
+}
+
+absl::Status CheckOutput(const Pipeline& pipeline, bool resume) {
+  std::error_code error;
+  if (!fs::exists(pipeline.export_path, error)) return absl::OkStatus();
+  if (resume && !MarkedIdentity(pipeline).empty() &&
+      MarkedIdentity(pipeline) == IdentityOf(pipeline.export_path)) {
+    return absl::OkStatus();
+  }
+  return NotOurs(pipeline.export_path);
+}
+
+absl::StatusOr<OutputResult> WriteOutput(const PipelinePlan& plan, Engine& engine,
+                                         const nlohmann::ordered_json& provenance,
+                                         PluginFormats& formats, Backend& backend,
+                                         const EventSink& sink) {
+  const Pipeline& pipeline = plan.pipeline;
+  const std::string& path = pipeline.export_path;
+  const std::string identity = Identity(provenance);
+  std::error_code error;
+  OutputResult result;
+  const std::string old = path + ".quantmill-old";
+  bool replaces = false;
+  if (fs::exists(path, error)) {
+    if (IdentityOf(path) == identity) {
+      result.written = false;
+      return result;
+    }
+    if (MarkedIdentity(pipeline).empty() || MarkedIdentity(pipeline) != IdentityOf(path)) {
+      return NotOurs(path);
+    }
+    replaces = true;
+  }
+  fs::create_directories(fs::path(path).parent_path(), error);
+  ExportOptions options;
+  options.original = pipeline.model_path;
+  options.target = pipeline.export_format;
+  options.output = path;
+  options.provenance = provenance;
+  options.progress = [&sink, &plan](double fraction) {
+    sink({{"type", "progress"},
+          {"stage", "export"},
+          {"unit", "block"},
+          {"done", static_cast<int64_t>(fraction * static_cast<double>(plan.config.layers))},
+          {"total", plan.config.layers}});
+    return false;
+  };
+  if (replaces) {
+    fs::remove_all(old, error);
+    fs::rename(path, old, error);
+    if (error) return SystemError("move away", path, error.value());
+  }
+  // Noted before the directory appears, so that a run killed in between knows it as its own.
+  QM_RETURN_IF_ERROR(
+      WriteFile(MarkPath(pipeline),
+                nlohmann::ordered_json({{"path", path}, {"identity", identity}}).dump(1) + "\n"));
+  UnitExport source(engine);
+  QM_ASSIGN_OR_RETURN(result.exported, ExportCheckpoint(options, source, &formats, backend));
+  fs::remove_all(old, error);
+  return result;
+}
+
+}  // namespace quantmill

@@ -1,0 +1,94 @@
+#include "host/run/report.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "host/cli/table.h"
+
+namespace quantmill {
+namespace {
+
+std::string Number(const nlohmann::ordered_json& json, const char* key, const char* format) {
+  const auto it = json.find(key);
+  if (it == json.end() || !it->is_number()) return "-";
+  return absl::StrFormat(*absl::ParsedFormat<'g'>::New(format), it->get<double>());
+}
+
+std::string Fixed(double value, int digits) { return absl::StrFormat("%.*f", digits, value); }
+
+}  // namespace
+
+nlohmann::ordered_json StageSummary(const PipelinePlan& plan, const std::vector<Unit>& units) {
+  nlohmann::ordered_json stages = nlohmann::ordered_json::array();
+  for (const PlannedStage& stage : plan.stages) {
+    double seconds = 0, weight_nmse = 0, output_nmse = 0;
+    int64_t packed = 0, measured = 0, dense = 0;
+    for (const Unit& unit : units) {
+      if (unit.stage != stage.name) continue;
+      seconds += unit.seconds;
+      for (const SlotRecord& r : unit.slots) {
+        dense += r.packed ? 0 : 1;
+        if (!r.packed) continue;
+        ++packed;
+        weight_nmse += r.weight_nmse;
+        if (r.output_nmse < 0) continue;
+        ++measured;
+        output_nmse += r.output_nmse;
+      }
+    }
+    nlohmann::ordered_json entry = {
+        {"name", stage.name}, {"method", stage.method}, {"slots", packed}, {"seconds", seconds}};
+    if (packed > 0) entry["weight_nmse"] = weight_nmse / static_cast<double>(packed);
+    if (measured > 0) entry["output_nmse"] = output_nmse / static_cast<double>(measured);
+    if (dense > 0) entry["kept_dense"] = dense;
+    stages.push_back(std::move(entry));
+  }
+  return stages;
+}
+
+nlohmann::ordered_json SlotReport(const std::vector<Unit>& units) {
+  nlohmann::ordered_json slots = nlohmann::ordered_json::array();
+  for (const Unit& unit : units) {
+    for (const SlotRecord& record : unit.slots) {
+      nlohmann::ordered_json entry = ToJson(record);
+      entry["stage"] = unit.stage;
+      slots.push_back(std::move(entry));
+    }
+  }
+  return slots;
+}
+
+std::string FormatRunResult(const nlohmann::ordered_json& result) {
+  std::vector<std::vector<std::string>> rows = {
+      {"STAGE", "METHOD", "SLOTS", "SECONDS", "WEIGHT NMSE", "OUTPUT NMSE"}};
+  for (const auto& stage : result.at("stages")) {
+    rows.push_back({stage.at("name"), stage.at("method"),
+                    absl::StrCat(stage.at("slots").get<int64_t>()),
+                    Fixed(stage.at("seconds").get<double>(), 1),
+                    Number(stage, "weight_nmse", "%.3g"), Number(stage, "output_nmse", "%.3g")});
+  }
+  const double size = result.at("size_bytes").get<double>();
+  const double original = result.at("original_bytes").get<double>();
+  std::string text = FormatTable(rows);
+  absl::StrAppend(&text, "\n", result.at("output").get<std::string>(), ": ",
+                  result.at("format").get<std::string>(), ", ",
+                  Fixed(result.at("bits_per_weight").get<double>(), 3), " bits per weight, ",
+                  Fixed(size / 1e6, 1), " MB (", Fixed(original / 1e6, 1), " MB before), ",
+                  Fixed(result.at("seconds").get<double>(), 1), " s\n");
+  if (const auto it = result.find("evaluation"); it != result.end()) {
+    absl::StrAppend(&text, "perplexity ", Number(*it, "perplexity", "%.5g"));
+    if (it->contains("kl_mean")) {
+      absl::StrAppend(&text, ", KL ", Number(*it, "kl_mean", "%.4g"), " nats, top-1 agreement ",
+                      Number(*it, "top1_agreement", "%.4g"));
+    }
+    absl::StrAppend(&text, "\n");
+  }
+  if (const auto it = result.find("warnings"); it != result.end()) {
+    for (const auto& warning : *it)
+      absl::StrAppend(&text, "warning: ", warning.get<std::string>(), "\n");
+  }
+  return text;
+}
+
+}  // namespace quantmill

@@ -1,0 +1,46 @@
+#include "host/run/unit_source.h"
+
+#include <utility>
+
+#include "core/base/status.h"
+#include "core/model/graph.h"
+
+namespace quantmill {
+
+absl::StatusOr<Tensor> DequantizeOn(Backend& backend, FormatRegistry& formats,
+                                    const PackedWeight& packed, DType dtype) {
+  PackedWeight on_device = packed;
+  for (NamedTensor& named : on_device.tensors) {
+    QM_ASSIGN_OR_RETURN(named.tensor, backend.ToDevice(named.tensor));
+  }
+  QM_ASSIGN_OR_RETURN(const std::shared_ptr<PackedKernel> kernel,
+                      formats.Kernel(on_device, backend));
+  QM_ASSIGN_OR_RETURN(Tensor out,
+                      backend.Allocate(dtype, Shape({packed.out_features, packed.in_features})));
+  QM_RETURN_IF_ERROR(kernel->Dequantize(on_device, &out));
+  return out;
+}
+
+absl::Status UnitSource::Replace(const std::string& slot, Backend& backend, LinearWeight* weight) {
+  QM_ASSIGN_OR_RETURN(const std::shared_ptr<const PackedWeight> packed, packed_(slot));
+  if (packed == nullptr || weight == nullptr) return absl::OkStatus();
+  QM_ASSIGN_OR_RETURN(weight->dense,
+                      DequantizeOn(backend, formats_, *packed, backend.activation_dtype()));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<BlockWeights> UnitSource::LoadBlock(int64_t block, Backend& backend) {
+  QM_ASSIGN_OR_RETURN(BlockWeights weights, original_.LoadBlock(block, backend));
+  for (const LinearSlot& slot : BlockSlots(config(), block)) {
+    QM_RETURN_IF_ERROR(Replace(slot.name, backend, weights.At(slot)));
+  }
+  return weights;
+}
+
+absl::StatusOr<LinearWeight> UnitSource::Head(Backend& backend) {
+  QM_ASSIGN_OR_RETURN(LinearWeight head, original_.Head(backend));
+  QM_RETURN_IF_ERROR(Replace(HeadSlot(config()).name, backend, &head));
+  return head;
+}
+
+}  // namespace quantmill

@@ -1,0 +1,49 @@
+// The model a run has in memory: the original with the units' packed weights in place, dequantized
+// by their formats' rules.
+#ifndef QUANTMILL_HOST_RUN_UNIT_SOURCE_H_
+#define QUANTMILL_HOST_RUN_UNIT_SOURCE_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "core/formats/packed.h"
+#include "core/model/dense_source.h"
+#include "core/model/weights.h"
+
+namespace quantmill {
+
+// The packed weight of a slot, on the host; null if it stays dense.
+using PackedLookup =
+    std::function<absl::StatusOr<std::shared_ptr<const PackedWeight>>(const std::string& slot)>;
+
+// Fills a tensor [out, in] of `dtype` on the backend from a packed weight on the host.
+absl::StatusOr<Tensor> DequantizeOn(Backend& backend, FormatRegistry& formats,
+                                    const PackedWeight& packed, DType dtype);
+
+class UnitSource : public WeightSource {
+ public:
+  // All must outlive this object.
+  UnitSource(DenseSource& original, PackedLookup packed, FormatRegistry& formats)
+      : original_(original), packed_(std::move(packed)), formats_(formats) {}
+
+  const ModelConfig& config() const override { return original_.config(); }
+  absl::StatusOr<BlockWeights> LoadBlock(int64_t block, Backend& backend) override;
+  absl::StatusOr<Tensor> Embedding() override { return original_.Embedding(); }
+  absl::StatusOr<Tensor> FinalNorm(Backend& backend) override {
+    return original_.FinalNorm(backend);
+  }
+  absl::StatusOr<LinearWeight> Head(Backend& backend) override;
+  void ReleaseBlock(int64_t block) override { original_.ReleaseBlock(block); }
+
+ private:
+  absl::Status Replace(const std::string& slot, Backend& backend, LinearWeight* weight);
+
+  DenseSource& original_;
+  PackedLookup packed_;
+  FormatRegistry& formats_;
+};
+
+}  // namespace quantmill
+
+#endif  // QUANTMILL_HOST_RUN_UNIT_SOURCE_H_
