@@ -149,9 +149,9 @@ template <>
 qm::BF16 FromFloat<qm::BF16>(float value) {
   return qm::ToBF16(value);
 }
-float ToFloat(float value) { return value; }
-float ToFloat(qm::F16 value) { return qm::ToFloat(value); }
-float ToFloat(qm::BF16 value) { return qm::ToFloat(value); }
+float Widen(float value) { return value; }
+float Widen(qm::F16 value) { return qm::ToFloat(value); }
+float Widen(qm::BF16 value) { return qm::ToFloat(value); }
 
 // Half a unit in the last place of the result, relative.
 template <class T>
@@ -184,7 +184,7 @@ void ExpectProduct(const PackedWeight& weight, const qm_packed* packed, int64_t 
   double magnitude = 0;
   for (size_t i = 0; i < x.size(); ++i) {
     rounded[i] = FromFloat<T>(x[i]);
-    x[i] = ToFloat(rounded[i]);
+    x[i] = Widen(rounded[i]);
   }
   const std::vector<float> dense = ReferenceWeight(weight);
   const auto expected = ReferenceProduct(x, dense, rows, in, out);
@@ -197,7 +197,7 @@ void ExpectProduct(const PackedWeight& weight, const qm_packed* packed, int64_t 
       const double value = expected.value[r * out + o];
       const double bound =
           Rounding<T>() * std::abs(value) + static_cast<double>(in) * 0x1p-23 * magnitude / 8;
-      ASSERT_NEAR(ToFloat(actual[r * out + o]), value, bound)
+      ASSERT_NEAR(Widen(actual[r * out + o]), value, bound)
           << weight.format_json << " rows " << rows << " row " << r << " output " << o;
     }
   }

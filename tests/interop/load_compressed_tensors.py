@@ -1,0 +1,27 @@
+"""Loads a compressed-tensors checkpoint with transformers and compares logits with quantmill's."""
+
+from importlib.metadata import version
+
+import compare
+
+
+def main():
+    arguments = compare.parse_arguments(__doc__)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        arguments.checkpoint, torch_dtype=getattr(torch, arguments.dtype)
+    )
+    model = model.to(arguments.device).eval()
+    theirs = compare.run_model(model, compare.read_tokens(arguments.tokens), arguments.device)
+    facts = {
+        "target": "compressed-tensors",
+        "reader": "compressed-tensors",
+        "reader_version": version("compressed-tensors"),
+    }
+    compare.finish(arguments, facts, theirs)
+
+
+if __name__ == "__main__":
+    main()
