@@ -39,9 +39,10 @@ std::string ProgressLine::Format(const ProgressState& state) const {
   if (state.total > 0) absl::StrAppend(&text, "/", state.total);
   if (!state.rate.empty()) absl::StrAppend(&text, ", ", state.rate);
   double left = state.seconds_left;
-  if (left < 0 && state.done > 0 && state.total > state.done) {
-    left = (clock_() - stage_start_) * static_cast<double>(state.total - state.done) /
-           static_cast<double>(state.done);
+  const double elapsed = clock_() - stage_start_;
+  if (left < 0 && elapsed > 0 && state.done > 0 && state.total > state.done) {
+    left =
+        elapsed * static_cast<double>(state.total - state.done) / static_cast<double>(state.done);
   }
   if (left >= 0) absl::StrAppend(&text, ", ", FormatDuration(left), " left");
   return text;

@@ -15,7 +15,7 @@ static const qm_quantize_linear kQuantize = {
 #endif
     plan, NULL, NULL};
 
-static const void* ext(const qm_method* m, const char* id) {
+__attribute__((unused)) static const void* ext(const qm_method* m, const char* id) {
   (void)m;
 #ifdef SHORT_TABLE
   if (strcmp(id, QM_EXT_QUANTIZE_LINEAR) == 0) return &kQuantize;
@@ -35,7 +35,7 @@ static const qm_method kMethod = {sizeof kMethod,
 #if defined(NULL_ID)
                                   NULL,
 #elif defined(BAD_ID)
-                                   "Bad Id",
+                                  "Bad Id",
 #else
     "bad",
 #endif
@@ -43,22 +43,22 @@ static const qm_method kMethod = {sizeof kMethod,
 #ifdef BAD_TEXT
                                   "not UTF-8: \xff",
 #else
-                                   "summary",
+                                  "summary",
 #endif
                                   kOptions,
 #ifdef MANY_OPTIONS
                                   UINT64_C(0xffffffffffff),
 #else
-                                   1,
+                                  1,
 #endif
                                   0,
 #ifdef NULL_EXT
                                   NULL
 #else
-                                   ext
+                                  ext
 #endif
 };
-static const qm_method* const kMethods[] = {&kMethod};
+__attribute__((unused)) static const qm_method* const kMethods[] = {&kMethod};
 static const qm_plugin kPlugin = {
 #ifdef SHORT_STRUCT
     24,
