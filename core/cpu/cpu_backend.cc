@@ -389,17 +389,19 @@ absl::Status CpuBackend::KlRows(const Tensor& reference, const Tensor& logits, T
 
 // ---- linear algebra -----------------------------------------------------------------------------
 
-// A view as f32: itself, or a copy in `buffer`.
-cpu::MatrixView<const float> F32View(const qm_tensor& view, std::vector<float>& buffer) {
+// A view as f32: itself, or a copy that `copy` holds.
+absl::StatusOr<cpu::MatrixView<float>> F32View(const qm_tensor& view, Tensor& copy) {
   const DType dtype = static_cast<DType>(view.dtype);
   const int64_t rows = view.shape[0], width = view.shape[1], stride = cpu::RowStride(view);
-  if (dtype == DType::kF32) return {static_cast<const float*>(view.data), rows, width, stride};
-  buffer.resize(static_cast<size_t>(rows * width));
+  if (dtype == DType::kF32) {
+    return cpu::MatrixView<float>{static_cast<float*>(view.data), rows, width, stride};
+  }
+  QM_ASSIGN_OR_RETURN(copy, Tensor::Host(DType::kF32, {rows, width}));
   for (int64_t row = 0; row < rows; ++row) {
     cpu::ToF32(cpu::ElementAddress(view.data, dtype, row * stride), dtype, width,
-               buffer.data() + row * width);
+               copy.as<float>() + row * width);
   }
-  return {buffer.data(), rows, width, std::max<int64_t>(1, width)};
+  return cpu::MatrixView<float>{copy.as<float>(), rows, width, std::max<int64_t>(1, width)};
 }
 
 absl::Status CheckGemm(bool trans_a, bool trans_b, const qm_tensor& a, const qm_tensor& b,
@@ -424,16 +426,16 @@ absl::Status CpuBackend::Gemm(bool trans_a, bool trans_b, double alpha, const qm
                               const qm_tensor& b, double beta, const qm_tensor& c) {
   QM_RETURN_IF_ERROR(CheckGemm(trans_a, trans_b, a, b, c));
   if (c.shape[0] == 0 || c.shape[1] == 0) return absl::OkStatus();
-  std::vector<float> a_buffer, b_buffer, c_buffer;
-  const cpu::MatrixView<const float> a_view = F32View(a, a_buffer), b_view = F32View(b, b_buffer);
-  const cpu::MatrixView<const float> c_view = F32View(c, c_buffer);
-  const bool in_place = static_cast<DType>(c.dtype) == DType::kF32;
-  const cpu::MatrixView<float> target = {in_place ? static_cast<float*>(c.data) : c_buffer.data(),
-                                         c_view.rows, c_view.columns, c_view.stride};
-  cpu::Gemm(threads_, trans_a, trans_b, static_cast<float>(alpha), a_view, b_view,
-            static_cast<float>(beta), target);
-  if (in_place) return absl::OkStatus();
+  Tensor a_copy, b_copy, c_copy;
+  QM_ASSIGN_OR_RETURN(const cpu::MatrixView<float> left, F32View(a, a_copy));
+  QM_ASSIGN_OR_RETURN(const cpu::MatrixView<float> right, F32View(b, b_copy));
+  QM_ASSIGN_OR_RETURN(const cpu::MatrixView<float> target, F32View(c, c_copy));
+  cpu::Gemm(threads_, trans_a, trans_b, static_cast<float>(alpha),
+            {left.data, left.rows, left.columns, left.stride},
+            {right.data, right.rows, right.columns, right.stride}, static_cast<float>(beta),
+            target);
   const DType dtype = static_cast<DType>(c.dtype);
+  if (dtype == DType::kF32) return absl::OkStatus();
   for (int64_t row = 0; row < target.rows; ++row) {
     cpu::FromF32(target.data + row * target.stride, target.columns, dtype,
                  static_cast<char*>(c.data) + row * cpu::RowStride(c) * ElementSize(dtype));

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <memory>
 #include <new>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
@@ -121,21 +120,21 @@ int64_t Factor(ThreadPool& threads, const Blocked<T>& a) {
 }
 
 // Inverse of a lower triangular matrix in place, one row of blocks after the other:
-// X_ij = -X_ii sum_{j <= k < i} L_ik X_kj.
+// X_ij = -X_ii sum_{j <= k < i} L_ik X_kj. row: room for kBlock * n elements, where row i of L is
+// kept while X_i* overwrites it.
 template <typename T>
-void InvertTriangle(ThreadPool& threads, const Blocked<T>& l) {
-  std::vector<T> row(static_cast<size_t>(kBlock * l.n));  // row i of L, which X_i* overwrites
+void InvertTriangle(ThreadPool& threads, const Blocked<T>& l, T* row) {
   for (int64_t i = 0; i < l.blocks(); ++i) {
     const int64_t size = l.size(i), width = i * kBlock;
     for (int64_t r = 0; r < size; ++r) {
-      std::copy_n(l.at(i, 0) + r * l.n, width, row.data() + r * width);
+      std::copy_n(l.at(i, 0) + r * l.n, width, row + r * width);
     }
     InvertBlock(l.at(i, i), size, l.n);
     threads.ParallelFor(i, 1, [&](int64_t j, int64_t, int) {
       T product[kBlock * kBlock];
       const int64_t columns = l.size(j), from = j * kBlock;
-      Product(false, size, columns, width - from, T(1), row.data() + from, width, l.at(j, j), l.n,
-              T(0), product, columns);
+      Product(false, size, columns, width - from, T(1), row + from, width, l.at(j, j), l.n, T(0),
+              product, columns);
       Product(false, size, columns, size, T(-1), l.at(i, i), l.n, product, columns, T(0),
               l.at(i, j), l.n);
     });
@@ -175,11 +174,12 @@ template <typename T>
 absl::Status InverseCholeskyIn(ThreadPool& threads, MatrixView<const float> h, double shift,
                                MatrixView<float> out) {
   const int64_t n = h.rows;
-  const std::unique_ptr<T[]> work(new (std::nothrow) T[static_cast<size_t>(n * n)]);
+  const int64_t elements = n * n + kBlock * n;
+  const std::unique_ptr<T[]> work(new (std::nothrow) T[static_cast<size_t>(elements)]);
   if (work == nullptr) {
     return absl::ResourceExhaustedError(
         ErrorText(absl::StrCat("no memory to factor a matrix of ", n, " x ", n),
-                  absl::StrCat(n * n * static_cast<int64_t>(sizeof(T)), " bytes are needed")));
+                  absl::StrCat(elements * static_cast<int64_t>(sizeof(T)), " bytes are needed")));
   }
   CopyReversed(threads, h, static_cast<T>(shift), work.get());
   const Blocked<T> blocked = {work.get(), n};
@@ -190,7 +190,7 @@ absl::Status InverseCholeskyIn(ThreadPool& threads, MatrixView<const float> h, d
         absl::StrCat("pivot ", n - 1 - failed, " of ", n, " is not a positive finite number"),
         "use more damping or more calibration samples, and check the inputs for NaN"));
   }
-  InvertTriangle(threads, blocked);
+  InvertTriangle(threads, blocked, work.get() + n * n);
   CopyBackReversed(threads, work.get(), out);
   return absl::OkStatus();
 }
