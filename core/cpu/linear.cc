@@ -46,6 +46,9 @@ const float* WeightTile(const Problem& p, int64_t first, int64_t count, int64_t 
 void OutputTile(const Problem& p, int64_t row, int64_t rows, int64_t column, int64_t columns) {
   thread_local std::vector<float> buffer;
   float* out = p.out + row * p.n + column;
+  if (p.k == 0) {
+    for (int64_t i = 0; i < rows; ++i) std::fill_n(out + i * p.n, columns, 0.0f);
+  }
   for (int64_t from = 0; from < p.k; from += kInTile) {
     const int64_t width = std::min(kInTile, p.k - from);
     int64_t stride = 0;

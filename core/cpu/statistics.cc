@@ -6,8 +6,41 @@
 #include <cmath>
 #include <vector>
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "core/cpu/statistics.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// Must come after foreach_target.h.
+#include "core/cpu/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace quantmill::cpu {
+namespace HWY_NAMESPACE {
+
+// sum[i] += |x[i]|, maximum[i] = max(maximum[i], |x[i]|); either may be null.
+void AbsRow(const float* x, int64_t n, float* sum, float* maximum) {
+  const F32 d;
+  const int64_t lanes = F32Lanes();
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const VecF32 value = hn::Abs(hn::LoadU(d, x + i));
+    if (sum) hn::StoreU(hn::Add(hn::LoadU(d, sum + i), value), d, sum + i);
+    if (maximum) hn::StoreU(hn::Max(hn::LoadU(d, maximum + i), value), d, maximum + i);
+  }
+  for (; i < n; ++i) {
+    if (sum) sum[i] += std::fabs(x[i]);
+    if (maximum) maximum[i] = std::max(maximum[i], std::fabs(x[i]));
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace quantmill::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
 namespace quantmill::cpu {
 namespace {
+
+HWY_EXPORT(AbsRow);
 
 // Rows of the result per strip. Small matrices are cut finer: more strips to share among threads,
 // and less of the square below the diagonal computed in vain. A function of k alone.
@@ -92,15 +125,14 @@ void AccumulateCross(ThreadPool& threads, const float* original, const float* x,
 
 void AccumulateAbs(ThreadPool& threads, const float* x, int64_t rows, int64_t k, float* sum,
                    float* maximum) {
+  const auto kernel = HWY_DYNAMIC_DISPATCH(AbsRow);
   threads.ParallelFor(k, kAbsColumns, [=](int64_t begin, int64_t end, int) {
     for (int64_t row = 0; row < rows; ++row) {
-      const float* from = x + row * k;
-      for (int64_t j = begin; sum != nullptr && j < end; ++j) sum[j] += std::fabs(from[j]);
-      for (int64_t j = begin; maximum != nullptr && j < end; ++j) {
-        maximum[j] = std::max(maximum[j], std::fabs(from[j]));
-      }
+      kernel(x + row * k + begin, end - begin, sum ? sum + begin : nullptr,
+             maximum ? maximum + begin : nullptr);
     }
   });
 }
 
 }  // namespace quantmill::cpu
+#endif  // HWY_ONCE

@@ -48,7 +48,8 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Combine(::testing::Values(Case{1, 1, 1}, Case{1, 384, 128}, Case{1, 385, 67},
                                          Case{2, 37, 5}, Case{3, 1030, 33}, Case{5, 64, 300},
                                          Case{8, 129, 65}, Case{9, 129, 65}, Case{33, 300, 257},
-                                         Case{300, 65, 131}, Case{257, 520, 17}, Case{0, 8, 4}),
+                                         Case{300, 65, 131}, Case{257, 520, 17}, Case{0, 8, 4},
+                                         Case{2, 0, 4}, Case{20, 0, 4}),
                        ::testing::Values(DType::kF32, DType::kBF16, DType::kF16),
                        ::testing::Bool()),
     CaseName);
