@@ -118,6 +118,11 @@ class ArgumentParser {
                       SeeHelp(command_));
   }
 
+  absl::Status MissingValue(const CommandOption& option) const {
+    return UsageError(absl::StrCat("--", option.name, " needs a value"),
+                      absl::StrCat("write --", option.name, " ", option.value), SeeHelp(command_));
+  }
+
   absl::Status SyntaxError(const po::invalid_command_line_syntax& error) const {
     std::string name = error.get_option_name();
     while (!name.empty() && name[0] == '-') name.erase(0, 1);
@@ -125,10 +130,7 @@ class ArgumentParser {
     if (option != nullptr && option->value.empty()) {
       return UsageError(absl::StrCat("--", name, " takes no value"), "", SeeHelp(command_));
     }
-    if (option != nullptr) {
-      return UsageError(absl::StrCat("--", name, " needs a value"),
-                        absl::StrCat("write --", name, " ", option->value), SeeHelp(command_));
-    }
+    if (option != nullptr) return MissingValue(*option);
     return UsageError(error.what(), "", SeeHelp(command_));
   }
 
@@ -142,6 +144,10 @@ class ArgumentParser {
       return UsageError(absl::StrCat("--", name, " is given twice"));
     }
     for (const std::string& value : values) {
+      // The parser takes the next word whatever it is.
+      if (absl::StartsWith(value, "--") && Find(value.substr(2)) != nullptr) {
+        return MissingValue(*option);
+      }
       if (absl::Status status = CheckNumber(*option, value); !status.ok()) return status;
       stored.push_back(value);
     }

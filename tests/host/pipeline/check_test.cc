@@ -115,7 +115,7 @@ TEST(CheckCalibrationTest, NamesTheStageThatNeedsData) {
   SlotEstimate estimate;
   EXPECT_TRUE(CheckCalibration(*plan, {estimate}).ok());
   estimate.statistics = {"hessian"};
-  EXPECT_THAT(CheckCalibration(*plan, {estimate, estimate}).message(),
+  EXPECT_THAT(std::string(CheckCalibration(*plan, {estimate, estimate}).message()),
               ::testing::StartsWith("/p.yaml:3:10: stage 'gptq' (gptq) needs calibration data for "
                                     "hessian; add calibration: {text: FILE}"));
 }
