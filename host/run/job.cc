@@ -180,8 +180,7 @@ class Job {
   absl::StatusOr<nlohmann::ordered_json> Finish(Clock::time_point start) {
     const nlohmann::ordered_json provenance =
         BuildProvenance(plan_, *engine_, digests_->Total(), calibration_digest_);
-    QM_ASSIGN_OR_RETURN(
-        const OutputResult output,
+    QM_RETURN_IF_ERROR(
         WriteOutput(plan_, *engine_, provenance, *formats_, *backend_, sink_).status());
     QM_ASSIGN_OR_RETURN(const VerifyReport verified, Verify());
     int64_t original_bytes = 0;
