@@ -1,4 +1,4 @@
-// Vector helpers shared by the kernels of this folder; compiled once per instruction set. Files
+// Vector functions shared by the kernels of this folder; compiled once per instruction set. Files
 // that include this follow the scheme of Highway's quick reference: hwy/foreach_target.h compiles
 // the part inside HWY_NAMESPACE for every instruction set, HWY_DYNAMIC_DISPATCH picks one at run
 // time.
