@@ -206,7 +206,9 @@ absl::Status CheckModels(const WeightSource& model, const WeightSource* referenc
 Estimate EstimateFromWindows(const std::vector<double>& window_means) {
   Estimate estimate;
   const double count = static_cast<double>(window_means.size());
-  for (double mean : window_means) estimate.value += mean / count;
+  double sum = 0;
+  for (double mean : window_means) sum += mean;
+  estimate.value = sum / count;
   if (window_means.size() < 2) return estimate;
   double squares = 0;
   for (double mean : window_means) {

@@ -58,7 +58,8 @@ absl::StatusOr<GenerateResult> Continue(const ResidentModel& model, DecodeSessio
   while (true) {
     const int32_t token =
         sampler.Next(absl::MakeConstSpan(logits.as<float>(), static_cast<size_t>(logits.dim(1))));
-    if (options.stop_at_eos && Contains(model.config().eos_ids, token)) {
+    if (options.stop_at_eos &&
+        (Contains(model.config().eos_ids, token) || Contains(options.more_eos, token))) {
       result.reached_end = true;
       break;
     }

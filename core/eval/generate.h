@@ -17,6 +17,7 @@ struct GenerateOptions {
   int64_t max_tokens = 128;
   SamplingOptions sampling;
   bool stop_at_eos = true;
+  std::vector<int64_t> more_eos;  // ends the text beside the config's own (stop_at_eos)
   // Called with every token as soon as it is chosen, not with the end-of-text token; true stops.
   // May be null.
   std::function<bool(int32_t token)> on_token;

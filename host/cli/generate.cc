@@ -1,6 +1,7 @@
 // quantmill generate MODEL --prompt TEXT: continues a text.
 #include "core/eval/generate.h"
 
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <ostream>
@@ -11,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/base/status.h"
+#include "core/io/json.h"
 #include "host/cli/command.h"
 #include "host/cli/model_session.h"
 #include "host/cli/progress.h"
@@ -77,6 +79,21 @@ absl::StatusOr<GenerateOptions> OptionsOf(const Arguments& args) {
   return options;
 }
 
+// Chat models name their end-of-turn tokens in generation_config.json only.
+absl::StatusOr<std::vector<int64_t>> MoreEndsOfText(const std::string& directory) {
+  const std::string path = (std::filesystem::path(directory) / "generation_config.json").string();
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) return std::vector<int64_t>();
+  QM_ASSIGN_OR_RETURN(const nlohmann::json json, ReadJson(path));
+  std::vector<int64_t> ids;
+  if (!json.is_object() || !json.contains("eos_token_id")) return ids;
+  const nlohmann::json& value = json["eos_token_id"];
+  for (const nlohmann::json& id : value.is_array() ? value : nlohmann::json::array({value})) {
+    if (id.is_number_integer()) ids.push_back(id.get<int64_t>());
+  }
+  return ids;
+}
+
 nlohmann::ordered_json ResultJson(const GenerateResult& result, size_t prompt_tokens,
                                   const std::string& text) {
   nlohmann::ordered_json json;
@@ -103,6 +120,7 @@ absl::StatusOr<ResidentModel> LoadResident(Backend& backend, WeightSource& sourc
 
 absl::StatusOr<int> Run(const Arguments& args) {
   QM_ASSIGN_OR_RETURN(GenerateOptions options, OptionsOf(args));
+  QM_ASSIGN_OR_RETURN(options.more_eos, MoreEndsOfText(args.Text("MODEL")));
   QM_ASSIGN_OR_RETURN(const auto tokenizer, OpenTokenizer(args.Text("MODEL"), ""));
   QM_ASSIGN_OR_RETURN(const std::vector<int32_t> prompt,
                       tokenizer->Encode(args.Text("prompt"), true));

@@ -84,6 +84,16 @@ TEST_F(GenerateTest, StopsAtEndOfText) {
   EXPECT_THAT(result.tokens, ElementsAreArray(free_run.begin(), position));
 }
 
+TEST_F(GenerateTest, StopsAtFurtherEndsOfText) {
+  const std::vector<int32_t> prompt = {1, 17, 40, 5};
+  const std::vector<int32_t> free_run = SlowGreedy(prompt, 1);
+  GenerateOptions options;
+  options.more_eos = {free_run[0]};
+  const GenerateResult result = Generate(model_, prompt, options).value();
+  EXPECT_TRUE(result.reached_end);
+  EXPECT_THAT(result.tokens, SizeIs(0));
+}
+
 TEST_F(GenerateTest, CallbackCanStop) {
   GenerateOptions options;
   options.stop_at_eos = false;
