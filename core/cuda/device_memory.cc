@@ -23,6 +23,10 @@ absl::StatusOr<std::shared_ptr<DeviceMemory>> DeviceMemory::Create(int device) {
 absl::Status DeviceMemory::Open() {
   QM_CUDA_RETURN(cudaSetDevice(device_));
   QM_CUDA_RETURN(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  size_t free = 0;
+  size_t total = 0;
+  QM_CUDA_RETURN(cudaMemGetInfo(&free, &total));
+  total_ = static_cast<int64_t>(total);
   cudaMemPoolProps properties = {};
   properties.allocType = cudaMemAllocationTypePinned;
   properties.location.type = cudaMemLocationTypeDevice;
@@ -43,6 +47,7 @@ DeviceMemory::~DeviceMemory() {
 
 absl::StatusOr<std::shared_ptr<void>> DeviceMemory::Allocate(int64_t bytes) {
   const int64_t rounded = std::max(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+  if (rounded > total_) return OutOfMemory(rounded);
   void* data = nullptr;
   cudaError_t error = cudaMallocFromPoolAsync(&data, static_cast<size_t>(rounded), pool_, stream_);
   if (error == cudaErrorMemoryAllocation) {

@@ -39,6 +39,7 @@ class DeviceMemory : public std::enable_shared_from_this<DeviceMemory> {
   const int device_;
   cudaStream_t stream_ = nullptr;
   cudaMemPool_t pool_ = nullptr;
+  int64_t total_ = 0;  // bytes on the device
   std::atomic<int64_t> used_ = 0;
   int64_t peak_ = 0;
 };

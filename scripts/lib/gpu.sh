@@ -28,6 +28,13 @@ gpu_use_tree() {
   if [[ -d $1/lib/bundled ]]; then
     export LD_LIBRARY_PATH="$1/lib/bundled${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
   fi
+  local folder
+  for folder in "${CUDA_HOME:-/usr/local/cuda}"/{lib64,lib,targets/x86_64-linux/lib} /usr/local/cuda-13*/lib64; do
+    if compgen -G "$folder/libcublas.so.*" >/dev/null; then
+      export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder"
+      break
+    fi
+  done
   if [[ -d $1/shared ]]; then export QM_SHARED_DIR="$1/shared"; fi
   if [[ -d $1/lib/quantmill/plugins ]]; then
     export QUANTMILL_PLUGIN_PATH="${QUANTMILL_PLUGIN_PATH:-$1/lib/quantmill/plugins}"
@@ -45,6 +52,16 @@ gpu_test_executables() {
 }
 
 gpu_benchmark_executables() { find "$1/bench" -maxdepth 1 -type f -name '*cuda_bench*' 2>/dev/null | sort; }
+
+# Says which shared libraries the given executables miss; fails if there are any.
+gpu_check_libraries() {
+  local missing
+  missing=$(ldd "$@" 2>/dev/null | sed -n 's/^[[:space:]]*\([^ ]*\) => not found.*/\1/p' | sort -u | tr '\n' ' ')
+  if [[ -n $missing ]]; then
+    echo "error: shared libraries missing: $missing; install the CUDA 13 libraries or add their folder to LD_LIBRARY_PATH" >&2
+    return 1
+  fi
+}
 
 gpu_commit() {
   if [[ -f $1/COMMIT ]]; then
