@@ -65,8 +65,8 @@ struct ScaleZero {
   float scale, zero;
 };
 ScaleZero LoadScaleZero(const Weight& weight, int64_t row, int64_t group);
-// Unpacks `count` codes of a row, from code `begin` on.
-void UnpackCodes(const int32_t* row, int64_t begin, int64_t count, int bits, uint8_t* codes);
+// Unpacks the first `count` codes of a row.
+void UnpackCodes(const int32_t* row, int64_t count, int bits, uint8_t* codes);
 // One row in f32, columns as stored. `codes` is room for `in` bytes.
 void DequantizeRow(const Weight& weight, int64_t row, uint8_t* codes, float* out);
 

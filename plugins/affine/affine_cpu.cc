@@ -50,7 +50,7 @@ qm_status DequantizeTo(qm_call* call, const Weight& w, T* out) {
     for (int64_t o = begin; o < end; ++o) {
       T* row = w.permutation != nullptr ? sorted.data() : out + o * w.in;
       if (table) {
-        UnpackCodes(w.codes + o * w.words, 0, w.in, w.params.bits, codes.data());
+        UnpackCodes(w.codes + o * w.words, w.in, w.params.bits, codes.data());
         DequantizeByTable(w, o, codes.data(), row);
       } else {
         DequantizeRow(w, o, codes.data(), values.data());
@@ -171,7 +171,7 @@ qm_status CpuPrepack(qm_call* call, const qm_packed& packed, const Weight& w, qm
   QM_TRY(qm::ParallelFor(call, w.out, kRowGrain, [&](int64_t begin, int64_t end, int32_t) {
     std::vector<uint8_t> row(w.in);
     for (int64_t o = begin; o < end; ++o) {
-      UnpackCodes(w.codes + o * w.words, 0, w.in, w.params.bits, row.data());
+      UnpackCodes(w.codes + o * w.words, w.in, w.params.bits, row.data());
       uint32_t* words = static_cast<uint32_t*>(codes.data) + o * w.words;
       std::memset(words, 0, static_cast<size_t>(w.words) * sizeof *words);
       for (int64_t i = 0; i < w.in; ++i) {

@@ -102,6 +102,25 @@ qm_status CheckNames(qm_call* call, const qm_packed& packed, const Weight& w, bo
   return QM_OK;
 }
 
+// Eight codes fill Bits whole bytes, whatever Bits is; words are little-endian, like the machine.
+template <int Bits>
+void UnpackStream(const int32_t* row, int64_t count, uint8_t* codes) {
+  constexpr uint32_t kMask = (1u << Bits) - 1;
+  const unsigned char* bytes = reinterpret_cast<const unsigned char*>(row);
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8, bytes += Bits) {
+    uint64_t window = 0;
+    std::memcpy(&window, bytes, Bits);
+    for (int j = 0; j < 8; ++j) codes[i + j] = static_cast<uint8_t>((window >> (Bits * j)) & kMask);
+  }
+  // The rest lies within the words of the row: (count - i) * Bits bits, less than Bits bytes.
+  uint64_t window = 0;
+  std::memcpy(&window, bytes, static_cast<size_t>(((count - i) * Bits + 7) / 8));
+  for (int j = 0; i + j < count; ++j) {
+    codes[i + j] = static_cast<uint8_t>((window >> (Bits * j)) & kMask);
+  }
+}
+
 }  // namespace
 
 bool ParseParams(const char* json, Params* out, std::string* why) {
@@ -237,19 +256,21 @@ ScaleZero LoadScaleZero(const Weight& w, int64_t row, int64_t group) {
                                                       : LoadScalar(w.zero, w.zero_dtype, at)};
 }
 
-void UnpackCodes(const int32_t* row, int64_t begin, int64_t count, int bits, uint8_t* codes) {
-  const uint32_t mask = (1u << bits) - 1;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t bit = (begin + i) * bits;
-    const int shift = static_cast<int>(bit % 32);
-    uint32_t field = static_cast<uint32_t>(row[bit / 32]) >> shift;
-    if (shift + bits > 32) field |= static_cast<uint32_t>(row[bit / 32 + 1]) << (32 - shift);
-    codes[i] = static_cast<uint8_t>(field & mask);
+void UnpackCodes(const int32_t* row, int64_t count, int bits, uint8_t* codes) {
+  switch (bits) {
+    case 2:
+      return UnpackStream<2>(row, count, codes);
+    case 3:
+      return UnpackStream<3>(row, count, codes);
+    case 4:
+      return UnpackStream<4>(row, count, codes);
+    default:
+      return UnpackStream<8>(row, count, codes);
   }
 }
 
 void DequantizeRow(const Weight& w, int64_t row, uint8_t* codes, float* out) {
-  UnpackCodes(w.codes + row * w.words, 0, w.in, w.params.bits, codes);
+  UnpackCodes(w.codes + row * w.words, w.in, w.params.bits, codes);
   if (w.group_index != nullptr) {
     for (int64_t i = 0; i < w.in; ++i) {
       const ScaleZero sz = LoadScaleZero(w, row, w.group_index[i]);
