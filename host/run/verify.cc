@@ -27,6 +27,16 @@ constexpr int64_t kResidentHostBytes = int64_t{512} << 20;   // larger models ar
 constexpr int64_t kResidentDeviceBytes = int64_t{16} << 30;  // being held in memory whole
 constexpr double kBitsTolerance = 0.10;
 
+// Bytes of all files under a directory.
+int64_t FilesBytes(const std::string& directory) {
+  int64_t bytes = 0;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory, error)) {
+    if (entry.is_regular_file(error)) bytes += static_cast<int64_t>(entry.file_size(error));
+  }
+  return bytes;
+}
+
 // Ids spread over the vocabulary; the same for every model with it.
 Tensor SampleIds(const ModelConfig& config) {
   const int64_t count = std::min(kSampleTokens, std::max<int64_t>(2, config.max_positions));
@@ -128,7 +138,7 @@ class Verifier {
   }
 
   void CheckSize() {
-    report_.size_bytes = DirectoryBytes(options_.directory);
+    report_.size_bytes = FilesBytes(options_.directory);
     if (report_.bits_per_weight == 0) return;
     Say(absl::StrFormat("%.3f bits per weight, %d bytes", report_.bits_per_weight,
                         report_.size_bytes));
@@ -271,15 +281,6 @@ nlohmann::ordered_json ToJson(const VerifyReport& report) {
 absl::StatusOr<VerifyReport> VerifyCheckpoint(const VerifyOptions& options, PluginFormats& formats,
                                               Backend& backend) {
   return Verifier(options, formats, backend).Run();
-}
-
-int64_t DirectoryBytes(const std::string& directory) {
-  int64_t bytes = 0;
-  std::error_code error;
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory, error)) {
-    if (entry.is_regular_file(error)) bytes += static_cast<int64_t>(entry.file_size(error));
-  }
-  return bytes;
 }
 
 }  // namespace quantmill

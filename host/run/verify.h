@@ -46,9 +46,6 @@ nlohmann::ordered_json ToJson(const VerifyReport& report);
 absl::StatusOr<VerifyReport> VerifyCheckpoint(const VerifyOptions& options, PluginFormats& formats,
                                               Backend& backend);
 
-// Bytes of all files under a directory.
-int64_t DirectoryBytes(const std::string& directory);
-
 }  // namespace quantmill
 
 #endif  // QUANTMILL_HOST_RUN_VERIFY_H_
