@@ -265,8 +265,10 @@ absl::StatusOr<std::vector<SlotResult>> SlotWorker::Run(const GroupWork& work) {
       outcomes = in_.runner->Run(work.stage->method.loaded, context, tasks);
     }
     for (size_t i = 0; i < tasks.size(); ++i) {
-      absl::StatusOr<SlotResult> result = outcomes[i].status;
-      if (outcomes[i].status.ok()) {
+      absl::StatusOr<SlotResult> result = SlotResult();
+      if (!outcomes[i].status.ok()) {
+        result = outcomes[i].status;
+      } else {
         result =
             Accept(work, members[i], work.stage->method, options, tasks[i], std::move(outcomes[i]));
       }
