@@ -59,14 +59,16 @@ TEST_F(ResumeTest, EveryUnitBoundaryGivesTheSameBytes) {
 }
 
 TEST_F(ResumeTest, KilledAtRandomMomentsEndsInTheSameBytes) {
-  const std::string stages = std::string(kTwoStages) +
-                             "  - {name: slow, use: org.example.offender, layers: [lm_head], "
-                             "options: {misbehave: slow}}\n";
+  const std::string stages =
+      "  - {name: qkv, use: gptq, layers: ['re:.*[qkv]_proj', '*.mlp.*'], options: {group_size: "
+      "64}}\n"
+      "  - {name: slow, use: org.example.offender, layers: ['*.o_proj'], "
+      "options: {misbehave: slow}}\n";
   const std::string pipeline = Pipeline("a", stages, "quantmill", kCalibration);
   ASSERT_EQ(RunPipeline(pipeline).exit_code, 0);
   const std::string other = Pipeline("b", stages, "quantmill", kCalibration);
   int kills = 0;
-  for (int delay_ms = 150; delay_ms < 3000; delay_ms += 350) {
+  for (int delay_ms = 100; delay_ms < 1300; delay_ms += 130) {
     const pid_t child = fork();
     if (child == 0) {
       setpgid(0, 0);
@@ -141,9 +143,9 @@ TEST_F(ResumeTest, RefusesBeforeWorking) {
   EXPECT_THAT(exists.err, HasSubstr("p.out"));
   EXPECT_EQ(RunPipeline(Path("p.yaml"), {"--resume"}).exit_code, 3);
 
-  const ProgramResult short_text = RunPipeline(
-      Pipeline("q", kTwoStages, "quantmill",
-               "calibration: {text: calib.txt, samples: 1000000, sequence_length: 64}\n"));
+  const ProgramResult short_text =
+      RunPipeline(Pipeline("q", kTwoStages, "quantmill",
+                           "calibration: {text: calib.txt, samples: 3000, sequence_length: 64}\n"));
   EXPECT_EQ(short_text.exit_code, 3);
   EXPECT_THAT(short_text.err, AllOf(HasSubstr("calib.txt"), HasSubstr("token")));
   EXPECT_EQ(RunPipeline(Path("nowhere.yaml")).exit_code, 2);
