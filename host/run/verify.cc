@@ -231,7 +231,10 @@ class Verifier {
     const int64_t limit = backend_.device().is_cuda() ? kResidentDeviceBytes : kResidentHostBytes;
     const bool resident = report_.size_bytes <= limit && model_->config().max_positions > 64;
     if (resident) {
-      QM_ASSIGN_OR_RETURN(const ResidentModel whole, ResidentModel::Load(backend_, *model_));
+      // Packed, as it would be served: dequantized it may be several times as large.
+      QM_ASSIGN_OR_RETURN(const auto packed,
+                          OpenModel(options_.directory, &formats_, PackedMode::kKeepPacked));
+      QM_ASSIGN_OR_RETURN(const ResidentModel whole, ResidentModel::Load(backend_, *packed));
       GenerateOptions options;
       options.max_tokens = kGeneratedTokens;
       options.stop_at_eos = false;
