@@ -41,11 +41,15 @@ gpu_use_tree() {
   fi
 }
 
-# Executables of tests labelled gpu, one per line.
+# Executables of tests labelled gpu and of the plugins' tests, which hold CPU and GPU cases, one per
+# line.
 gpu_test_executables() {
   if [[ -f $1/CTestTestfile.cmake ]]; then
-    ctest --test-dir "$1" -L gpu -N -V 2>/dev/null |
-      sed -n 's/^[0-9]*: Test command: "\{0,1\}\([^" ]*\).*/\1/p' | sort -u
+    {
+      ctest --test-dir "$1" -L gpu -N -V 2>/dev/null |
+        sed -n 's/^[0-9]*: Test command: "\{0,1\}\([^" ]*\).*/\1/p'
+      find "$1/tests" -maxdepth 1 -type f -executable -name 'qm_*_test'
+    } | sort -u
   else
     find "$1/tests" -maxdepth 1 -type f -executable 2>/dev/null | sort
   fi
