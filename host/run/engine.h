@@ -63,7 +63,7 @@ class Engine {
   const std::vector<Unit>& units() const { return units_; }
   // The packed weight to export for a slot; null if it stays dense.
   absl::StatusOr<std::shared_ptr<const PackedWeight>> Packed(const std::string& slot);
-  // Host memory of hidden states and, on CUDA, of the device at their highest.
+  // Units that were loaded instead of computed.
   int64_t reused_units() const { return reused_; }
 
  private:
