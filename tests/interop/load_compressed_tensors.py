@@ -11,7 +11,7 @@ def main():
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        arguments.checkpoint, torch_dtype=getattr(torch, arguments.dtype)
+        arguments.checkpoint, dtype=getattr(torch, arguments.dtype)
     )
     model = model.to(arguments.device).eval()
     theirs = compare.run_model(model, compare.read_tokens(arguments.tokens), arguments.device)
