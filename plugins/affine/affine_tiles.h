@@ -11,10 +11,11 @@
 //
 // A chunk is what a lane reads with one 16-byte load: 8/bits units. Chunks lie as
 // [strip of 16 rows][chunk][lane][4 words], so that a warp reads 512 contiguous bytes. Inside a
-// word fields are placed for conversion by one logic instruction per pair (see affine_matmul.cu):
-//   2 bits: word = unit,        field (i + 4j) in the low half for h = 0, in the high half for h =
-//   1 4 bits: word = 2 unit + j,  field i        likewise 8 bits: word = 2j + i / 2,  byte 2 (i %
-//   2) + h
+// word fields are placed for conversion by one logic instruction per pair (see
+// affine_tile_kernel.cuh):
+//   2 bits: word = unit,        field i + 4j, in the low half if h = 0, else in the high half
+//   4 bits: word = 2 unit + j,  field i, halves likewise
+//   8 bits: word = 2j + i / 2,  byte 2 (i % 2) + h
 // 3-bit codes are stored as 4-bit ones.
 #ifndef QUANTMILL_PLUGINS_AFFINE_AFFINE_TILES_H_
 #define QUANTMILL_PLUGINS_AFFINE_AFFINE_TILES_H_
