@@ -94,6 +94,9 @@ function(quantmill_add_plugin_test name)
   endif()
   set_target_properties(qm_${name}_test PROPERTIES
                         RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  if(TARGET fast_tests)
+    add_dependencies(fast_tests qm_${name}_test)
+  endif()
   gtest_discover_tests(qm_${name}_test DISCOVERY_MODE PRE_TEST PROPERTIES LABELS fast TIMEOUT 600)
 endfunction()
 
