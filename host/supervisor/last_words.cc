@@ -17,6 +17,7 @@ namespace quantmill {
 struct LastWords::Record {
   std::atomic<uint64_t> pulse;
   std::atomic<uint32_t> running;
+  std::atomic<int32_t> services;  // entered and not left
   std::atomic<uint32_t> size;
   char text[8192];
 };
@@ -48,9 +49,22 @@ void LastWords::Begin(const nlohmann::json& words) {
   const size_t size = std::min(text.size(), sizeof(record_->text));
   std::memcpy(record_->text, text.data(), size);
   record_->size.store(static_cast<uint32_t>(size), std::memory_order_relaxed);
+  record_->services.store(0, std::memory_order_relaxed);
   record_->running.store(1, std::memory_order_release);
   Beat();
 }
+
+void LastWords::EnterService() {
+  record_->services.fetch_add(1, std::memory_order_relaxed);
+  Beat();
+}
+
+void LastWords::LeaveService() {
+  record_->services.fetch_sub(1, std::memory_order_relaxed);
+  Beat();
+}
+
+bool LastWords::InService() const { return record_->services.load(std::memory_order_relaxed) > 0; }
 
 void LastWords::Beat() { record_->pulse.fetch_add(1, std::memory_order_relaxed); }
 

@@ -26,14 +26,18 @@ class LastWords {
   void Begin(const nlohmann::json& words);
   // The call is alive. [any thread]
   void Beat();
+  // The call waits for a service of the host (linear algebra), which does not beat. [any thread]
+  void EnterService();
+  void LeaveService();
   void End();
 
   // ---- supervisor ----
   void Clear();
   // The running call; nullopt between calls.
   std::optional<nlohmann::json> Running() const;
-  // Changes whenever a call begins, ends or beats.
+  // Changes whenever a call begins, ends, beats or enters or leaves a service.
   uint64_t Pulse() const;
+  bool InService() const;
 
  private:
   struct Record;

@@ -25,6 +25,8 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kPollMilliseconds = 100;
 constexpr double kTerminateSeconds = 5;
+// The host's linear algebra is trusted, but a factorization of a large matrix takes minutes.
+constexpr double kServicePatience = 24;
 constexpr size_t kLongestLine = size_t{64} << 20;  // a worker gone mad must not fill our memory
 
 volatile sig_atomic_t interrupted = 0;
@@ -128,7 +130,8 @@ class Watchdog {
     if (pulse != pulse_ || !words_->Running()) {
       pulse_ = pulse;
       beat_time_ = Clock::now();
-    } else if (Seconds(beat_time_) > options_.hang_seconds) {
+    } else if (Seconds(beat_time_) >
+               options_.hang_seconds * (words_->InService() ? kServicePatience : 1.0)) {
       end_->hung = true;
       kill(child_, SIGKILL);
       stopping_ = true;
@@ -156,6 +159,16 @@ void WriteAll(int descriptor, const std::string& text) {
     written += static_cast<size_t>(n);
   }
 }
+
+// Has the worker ended? It stays a zombie, so that its process group cannot be another's yet.
+bool HasEnded(pid_t child) {
+  siginfo_t info = {};
+  return waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+         info.si_pid == child;
+}
+
+// Ends what the worker's plugins started and left behind.
+void KillGroup(pid_t child) { kill(-child, SIGKILL); }
 
 void Reap(pid_t child, WorkerEnd* end) {
   int status = 0;
@@ -212,11 +225,22 @@ absl::StatusOr<WorkerEnd> RunWorker(const WorkerOptions& options, const EventSin
   EventReader reader(sink);
   Watchdog watchdog(options, words.get(), child, &end);
   struct pollfd polled = {events.read, POLLIN, 0};
-  for (bool open = true; open;) {
-    const int ready = poll(&polled, 1, kPollMilliseconds);
+  for (bool open = true, ended = false; open;) {
+    const int ready = poll(&polled, 1, ended ? 0 : kPollMilliseconds);
     if (ready > 0) open = reader.ReadFrom(events.read);
-    watchdog.Check();
+    // A process the worker left behind may hold the pipe open for ever: what is in it now is all.
+    if (ended && ready <= 0) break;
+    if (!ended) watchdog.Check();
+    if (!ended && HasEnded(child)) {
+      ended = true;
+      KillGroup(child);
+    }
   }
+  while (!HasEnded(child)) {  // it closed its pipe and goes on
+    watchdog.Check();
+    poll(nullptr, 0, kPollMilliseconds);
+  }
+  KillGroup(child);
   Reap(child, &end);
   signal(SIGPIPE, old_pipe_handler);
   if (words != nullptr) end.running_call = words->Running();

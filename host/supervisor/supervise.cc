@@ -68,7 +68,9 @@ class Supervisor {
       QM_RETURN_IF_ERROR(journal_sink_.status());
       if (end.interrupted) return Interrupted();
       if (last_ && Text(*last_, "type") == "result") {
-        return SuperviseResult{nlohmann::ordered_json(last_->at("value")), peak_rss_};
+        return SuperviseResult{
+            nlohmann::ordered_json::parse(Text(*last_, "value"), nullptr, /*allow_exceptions=*/false),
+            peak_rss_};
       }
       if (last_) return StatusOf(*last_);
       QM_RETURN_IF_ERROR(HandleLoss(end));
@@ -165,7 +167,9 @@ absl::StatusOr<SuperviseResult> Supervise(const SuperviseOptions& options, Journ
 }
 
 nlohmann::json ResultEvent(const nlohmann::ordered_json& value) {
-  return {{"type", "result"}, {"value", value}};
+  // As text: events are plain JSON objects, which sort their keys.
+  return {{"type", "result"},
+          {"value", value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)}};
 }
 
 nlohmann::json ErrorEvent(const absl::Status& status) {

@@ -27,6 +27,9 @@ struct CallSettings {
   uint64_t scratch_limit = 0;  // bytes; 0 = no limit
   // Receives progress in [0, 1] (negative: alive); returns true to cancel. May be null.
   std::function<bool(double)> progress;
+  // Told when the call enters (true) and leaves (false) a linear algebra service, which may take
+  // long and reports no progress. May be null.
+  std::function<void(bool entered)> service;
   bool with_services = true;  // false: every host extension is NULL
   // Receives the plugin's log lines (severity 0 debug, 1 info, 2 warning), from any thread. Null:
   // warnings go to stderr, the rest nowhere.

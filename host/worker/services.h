@@ -3,6 +3,7 @@
 #define QUANTMILL_HOST_WORKER_SERVICES_H_
 
 #include <cstdint>
+#include <functional>
 #include <string_view>
 
 #include "core/tensor/backend.h"
@@ -15,6 +16,7 @@ struct CallContext {
   explicit CallContext(Backend& b) : backend(&b) {}
   Backend* backend;
   bool with_services = true;
+  std::function<void(bool entered)> service;  // see CallSettings
   qm_host_cuda cuda = {};  // filled by HostService on first use; struct_size 0 = not yet
 };
 
