@@ -108,7 +108,7 @@ absl::StatusOr<BlockWeights> LoadBlockWeights(const ModelConfig& config,
                                    Shape{config.experts, config.hidden_size}, backend));
   }
   for (const LinearSlot& slot : BlockSlots(config, block)) {
-    LinearWeight* target = weights.Find(config, block, slot.name);
+    LinearWeight* target = weights.At(slot);
     if (target == nullptr) {
       return absl::InternalError(ErrorText(absl::StrCat("no place for slot ", slot.name)));
     }

@@ -70,41 +70,52 @@ std::vector<size_t> Engine::SlotsIn(const PreparedStage& stage, int64_t block) c
   return indices;
 }
 
-bool Engine::Finished(const std::string& key) const {
-  return in_.journal->finished.find(key) != in_.journal->finished.end();
+// Is the unit finished and its file as the journal says? Files are looked at once, before any work.
+bool Engine::Usable(const std::string& key) {
+  const auto finished = in_.journal->finished.find(key);
+  if (finished == in_.journal->finished.end()) return false;
+  const auto [known, fresh] = usable_.try_emplace(key, false);
+  if (!fresh) return known->second;
+  const absl::Status status = store_.Load(key, finished->second, in_.backend->threads()).status();
+  known->second = status.ok();
+  if (!status.ok()) {
+    in_.sink({{"type", "log"},
+              {"severity", 2},
+              {"text", absl::StrCat(status.message(), "; it is computed again")}});
+  }
+  return known->second;
 }
 
 // On a fresh run: the last block with statistics. On a resumed one: the last block with an
-// unfinished unit that wants them, found by walking the keys.
-absl::Status Engine::FindLastMeasuredBlock() {
+// unfinished or damaged unit that wants them, found by walking the keys.
+void Engine::FindLastMeasuredBlock() {
+  const bool resumed = !in_.journal->finished.empty();
   KeyChain chain(*in_.plan, *in_.stages, in_.calibration_digest, *in_.digests);
   for (int64_t block = 0; block < in_.plan->config.layers; ++block) {
-    if (!in_.journal->finished.empty()) chain.BeginBlock(block);
+    if (resumed) chain.BeginBlock(block);
     for (const PreparedStage& stage : in_.stages->stages) {
       const std::vector<size_t> slots = SlotsIn(stage, block);
       if (slots.empty()) continue;
-      bool finished = false;
-      if (!in_.journal->finished.empty()) {
-        const std::string key = chain.Key(stage, slots).unit;
-        finished = Finished(key);
-        chain.AddUnit(finished ? in_.journal->finished.at(key) : kUnknownDigest);
-      }
-      if (!finished && stage.needs_statistics) last_measured_block_ = block;
+      const std::string key = resumed ? chain.Key(stage, slots).unit : "";
+      const bool usable = resumed && Usable(key);
+      // What follows a unit that is to be made again is taken to change, too: then the hidden
+      // states are there wherever they may be needed.
+      if (resumed) chain.AddUnit(usable ? in_.journal->finished.at(key) : kUnknownDigest);
+      if (!usable && stage.needs_statistics) last_measured_block_ = block;
     }
-    if (!in_.journal->finished.empty()) {
+    if (resumed) {
       chain.EndBlock();
       in_.source->ReleaseBlock(block);
     }
   }
-  return absl::OkStatus();
 }
 
 absl::Status Engine::StartCalibration() {
   CalibrationOptions options;
   options.keep_original = in_.stages->UsesOriginalStream() && in_.stages->UsesQuantizedStream();
   options.progress = [this](double fraction) {
-    Progress(absl::StrCat("block ", current_block_ + 1, "/", in_.plan->config.layers, ", ",
-                          current_stage_),
+    Progress(absl::StrCat(current_stage_, ": block ", current_block_ + 1, "/",
+                          in_.plan->config.layers, ", ", current_part_),
              "percent", static_cast<int64_t>(fraction * 100), 100);
     return absl::OkStatus();
   };
@@ -116,7 +127,7 @@ absl::Status Engine::StartCalibration() {
 }
 
 absl::Status Engine::Run() {
-  QM_RETURN_IF_ERROR(FindLastMeasuredBlock());
+  FindLastMeasuredBlock();
   if (last_measured_block_ >= 0) QM_RETURN_IF_ERROR(StartCalibration());
   for (int64_t block = 0; block < in_.plan->config.layers; ++block) {
     current_block_ = block;
@@ -128,21 +139,24 @@ absl::Status Engine::Run() {
 absl::Status Engine::RunBlock(int64_t block) {
   bool any = block <= last_measured_block_;
   for (const PreparedStage& stage : in_.stages->stages) any = any || !SlotsIn(stage, block).empty();
-  if (!any) return absl::OkStatus();
-
+  chain_.BeginBlock(block);
+  if (!any) {
+    chain_.EndBlock();
+    in_.source->ReleaseBlock(block);
+    return absl::OkStatus();
+  }
   BlockState state;
   state.index = block;
   state.measured = block <= last_measured_block_;
   QM_ASSIGN_OR_RETURN(state.dense, in_.source->LoadBlock(block, *in_.backend));
   state.current = state.dense;
-  chain_.BeginBlock(block);
   for (const PreparedStage& stage : in_.stages->stages) {
     const std::vector<size_t> slots = SlotsIn(stage, block);
     if (!slots.empty()) QM_RETURN_IF_ERROR(RunStage(stage, slots, &state));
   }
   chain_.EndBlock();
   if (block < last_measured_block_) {
-    current_stage_ = "next block's inputs";
+    current_part_ = "inputs of the next block";
     const bool both = in_.stages->UsesOriginalStream() && in_.stages->UsesQuantizedStream();
     QM_RETURN_IF_ERROR(calibration_->Advance(single_original_stream_ ? state.dense : state.current,
                                              both ? &state.dense : nullptr));
@@ -183,39 +197,31 @@ absl::Status Engine::RunStage(const PreparedStage& stage, const std::vector<size
                               BlockState* state) {
   const std::string& name = stage.stage->name;
   current_stage_ = name;
+  current_part_ = "statistics";
+  const int64_t layers = in_.plan->config.layers;
   const UnitKeys keys = chain_.Key(stage, slots);
   Unit unit;
   bool reused = false;
-  if (Finished(keys.unit)) {
-    absl::StatusOr<Unit> loaded =
-        store_.Load(keys.unit, in_.journal->finished.at(keys.unit), in_.backend->threads());
-    if (loaded.ok()) {
-      unit = *std::move(loaded);
-      reused = true;
-      ++reused_;
-    } else {
-      in_.sink({{"type", "log"},
-                {"severity", 2},
-                {"text", absl::StrCat(loaded.status().message(), "; it is computed again")}});
-      // Without hidden states for this block the unit cannot be redone; they are started over.
-      if (stage.needs_statistics && !state->measured) {
-        return absl::DataLossError(
-            ErrorText(loaded.status().message(), "",
-                      absl::StrCat("delete ", in_.work_dir, "/units/", keys.unit,
-                                   " and the line with its key "
-                                   "in journal.jsonl, then --resume")));
-      }
-    }
+  if (Usable(keys.unit)) {
+    QM_ASSIGN_OR_RETURN(
+        unit, store_.Load(keys.unit, in_.journal->finished.at(keys.unit), in_.backend->threads()));
+    reused = true;
+    ++reused_;
   }
   if (!reused) {
+    if (state->index < layers) Progress(name, "block", state->index, layers);
     in_.sink({{"type", "begin"}, {"key", keys.unit}, {"stage", name}, {"block", state->index}});
     QM_ASSIGN_OR_RETURN(unit, ComputeUnit(stage, slots, keys, state));
     QM_RETURN_IF_ERROR(store_.Save(&unit, in_.backend->threads()));
     in_.sink({{"type", "end"}, {"key", keys.unit}, {"digest", unit.digest}});
   }
-  Progress(name, "block", std::min(state->index + 1, in_.plan->config.layers),
-           in_.plan->config.layers);
-  if (reused && LaterNeeds(stage, state->index)) QM_RETURN_IF_ERROR(PutIntoBlock(unit, state));
+  // Blocks taken from the journal say nothing about the time the others take.
+  if (!reused || state->index + 1 >= layers) {
+    Progress(name, "block", std::min(state->index + 1, layers), layers);
+  }
+  if (reused && LaterNeeds(stage, state->index)) {
+    QM_RETURN_IF_ERROR(PutIntoBlock(stage, slots, unit, state));
+  }
   chain_.AddUnit(unit.digest);
   for (const SlotRecord& record : unit.slots) exported_[record.slot] = {unit.key, unit.digest};
   unit.packed.clear();
@@ -277,8 +283,7 @@ absl::StatusOr<Unit> Engine::ComputeUnit(const PreparedStage& stage,
     BlockWeights& from = stage.stage->requantize ? state->current : state->dense;
     for (size_t index : members) {
       const LinearSlot& slot = in_.plan->slots[static_cast<size_t>(stage.stage->slots[index])];
-      const LinearWeight* weight =
-          head ? &state->head : from.Find(in_.plan->config, state->index, slot.name);
+      const LinearWeight* weight = head ? &state->head : from.At(slot);
       if (weight == nullptr || weight->dense.empty()) {
         return absl::InternalError(absl::StrCat(slot.name, " has no dense weight"));
       }
@@ -292,7 +297,7 @@ absl::StatusOr<Unit> Engine::ComputeUnit(const PreparedStage& stage,
     }
     // A sequential stage's next group sees this one; later stages and blocks may, too.
     if (stage.sequential || LaterNeeds(stage, state->index)) {
-      QM_RETURN_IF_ERROR(PutIntoBlock(part, state));
+      QM_RETURN_IF_ERROR(PutIntoBlock(stage, members, part, state));
     }
     unit.packed.insert(part.packed.begin(), part.packed.end());
     unit.slots.insert(unit.slots.end(), part.slots.begin(), part.slots.end());
@@ -301,14 +306,21 @@ absl::StatusOr<Unit> Engine::ComputeUnit(const PreparedStage& stage,
   return unit;
 }
 
-absl::Status Engine::PutIntoBlock(const Unit& unit, BlockState* state) {
-  for (const auto& [slot, packed] : unit.packed) {
-    LinearWeight* weight = state->index == in_.plan->config.layers
-                               ? &state->head
-                               : state->current.Find(in_.plan->config, state->index, slot);
-    if (weight == nullptr) return absl::InternalError(absl::StrCat("no slot ", slot));
-    QM_ASSIGN_OR_RETURN(weight->dense, DequantizeOn(*in_.backend, *in_.formats, *packed,
-                                                    in_.backend->activation_dtype()));
+absl::Status Engine::PutIntoBlock(const PreparedStage& stage, const std::vector<size_t>& slots,
+                                  const Unit& unit, BlockState* state) {
+  const bool head = state->index == in_.plan->config.layers;
+  for (size_t index : slots) {
+    const LinearSlot& slot = in_.plan->slots[static_cast<size_t>(stage.stage->slots[index])];
+    LinearWeight* weight = head ? &state->head : state->current.At(slot);
+    if (weight == nullptr) return absl::InternalError(absl::StrCat("no slot ", slot.name));
+    const auto packed = unit.packed.find(slot.name);
+    if (packed != unit.packed.end()) {
+      QM_ASSIGN_OR_RETURN(weight->dense, DequantizeOn(*in_.backend, *in_.formats, *packed->second,
+                                                      in_.backend->activation_dtype()));
+    } else if (!head) {
+      // Kept dense, also where an earlier stage had packed it: that is what is exported.
+      *weight = *state->dense.At(slot);
+    }
   }
   return absl::OkStatus();
 }

@@ -69,8 +69,8 @@ class Engine {
  private:
   struct BlockState;
   std::vector<size_t> SlotsIn(const PreparedStage& stage, int64_t block) const;
-  absl::Status FindLastMeasuredBlock();
-  bool Finished(const std::string& key) const;
+  void FindLastMeasuredBlock();
+  bool Usable(const std::string& key);
   absl::Status StartCalibration();
   absl::Status RunBlock(int64_t block);
   absl::Status RunHead();
@@ -81,7 +81,9 @@ class Engine {
   absl::Status CollectShared(BlockState* state);
   absl::StatusOr<Statistics> Collect(const std::vector<StatRequest>& requests,
                                      const BlockWeights& weights, const BlockState& state);
-  absl::Status PutIntoBlock(const Unit& unit, BlockState* state);
+  // Puts the stage's results for these slots into the block the next statistics are measured with.
+  absl::Status PutIntoBlock(const PreparedStage& stage, const std::vector<size_t>& slots,
+                            const Unit& unit, BlockState* state);
   bool LaterNeeds(const PreparedStage& stage, int64_t block) const;
   void Progress(const std::string& stage, const std::string& unit, int64_t done, int64_t total);
 
@@ -91,10 +93,12 @@ class Engine {
   SlotWorker worker_;
   std::unique_ptr<Calibration> calibration_;
   std::string current_stage_;
+  std::string current_part_;  // of the stage, for progress
   int64_t current_block_ = 0;
   bool single_original_stream_ = false;
   int64_t last_measured_block_ = -1;
   std::vector<Unit> units_;
+  std::map<std::string, bool> usable_;  // finished units whose files were looked at
   std::map<std::string, std::pair<std::string, std::string>> exported_;  // slot -> key, digest
   std::optional<Unit> open_unit_;  // the last one Packed() looked into
   int64_t reused_ = 0;

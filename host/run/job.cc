@@ -205,8 +205,13 @@ class Job {
     if (!evaluation.is_null()) result["evaluation"] = std::move(evaluation);
     result["units"] = static_cast<int64_t>(engine_->units().size());
     result["reused_units"] = engine_->reused_units();
+    std::vector<std::string> warnings = verified.warnings;
+    std::string coverage_warning;
+    const auto coverage = ExpertCoverage(plan_, stages_, engine_->units(), &coverage_warning);
+    for (const auto& [key, value] : coverage.items()) result[key] = value;
+    if (!coverage_warning.empty()) warnings.push_back(coverage_warning);
     result["checks"] = verified.checks;
-    result["warnings"] = verified.warnings;
+    result["warnings"] = warnings;
     result["unquantized"] = verified.unquantized;
     return result;
   }

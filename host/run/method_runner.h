@@ -6,6 +6,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -93,9 +95,14 @@ class MethodRunner {
   absl::StatusOr<PackedWeight> ToHost(PackedWeight packed, const SlotTask& task,
                                       const std::string& what);
 
+  void LogLine(const std::string& method, const std::string& what, int severity,
+               const std::string& text);
+
   Backend& backend_;
   LastWords* words_;
   EventSink sink_;
+  std::mutex log_mutex_;
+  std::map<std::string, int> log_counts_;  // of equal texts of a method
 };
 
 // Writes weight.safetensors, statistics.safetensors and call.json into `directory`: what is needed

@@ -1,9 +1,14 @@
 #include "host/run/report.h"
 
+#include <algorithm>
+#include <map>
+#include <set>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "core/base/status.h"
 #include "host/cli/table.h"
 
 namespace quantmill {
@@ -57,6 +62,51 @@ nlohmann::ordered_json SlotReport(const std::vector<Unit>& units) {
     }
   }
   return slots;
+}
+
+nlohmann::ordered_json ExpertCoverage(const PipelinePlan& plan, const StageSet& stages,
+                                      const std::vector<Unit>& units, std::string* warning) {
+  std::set<std::string> measuring;
+  for (const PreparedStage& stage : stages.stages) {
+    if (stage.needs_statistics) measuring.insert(stage.stage->name);
+  }
+  std::map<std::string, const LinearSlot*> expert_slots;
+  for (const LinearSlot& slot : plan.slots) {
+    if (absl::StartsWith(slot.role, "expert.")) expert_slots[slot.name] = &slot;
+  }
+  std::map<std::string, std::pair<int64_t, int64_t>> experts;  // name -> rows, rows lacking
+  for (const Unit& unit : units) {
+    if (measuring.count(unit.stage) == 0) continue;
+    for (const SlotRecord& record : unit.slots) {
+      const auto slot = expert_slots.find(record.slot);
+      if (slot == expert_slots.end() || !record.packed) continue;
+      auto& [rows, lacking] = experts[record.slot.substr(0, record.slot.rfind('.'))];
+      rows = record.rows;
+      lacking = std::max(lacking, record.in_features - record.rows);
+    }
+  }
+  nlohmann::ordered_json json = nlohmann::ordered_json::object();
+  if (experts.empty()) return json;
+  std::vector<int64_t> rows;
+  std::vector<std::string> none, few;
+  for (const auto& [name, seen] : experts) {
+    rows.push_back(seen.first);
+    if (seen.second > 0) (seen.first == 0 ? none : few).push_back(name);
+  }
+  std::sort(rows.begin(), rows.end());
+  json = {{"experts", static_cast<int64_t>(experts.size())},
+          {"experts_without_rows", static_cast<int64_t>(none.size())},
+          {"experts_few_rows", static_cast<int64_t>(few.size())},
+          {"expert_rows_min", rows.front()},
+          {"expert_rows_median", rows[rows.size() / 2]}};
+  if (none.empty() && few.empty()) return json;
+  const std::string& example = none.empty() ? few[0] : none[0];
+  *warning = ErrorText(
+      absl::StrCat("of ", experts.size(), " experts, ", none.size(), " saw no calibration row and ",
+                   few.size(), " fewer rows than they have inputs (first: ", example, ")"),
+      "those are rounded with little or no knowledge of their inputs",
+      "use more calibration samples, or text of the model's own domain");
+  return json;
 }
 
 std::string FormatRunResult(const nlohmann::ordered_json& result) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "host/pipeline/plan.h"
+#include "host/run/stage_set.h"
 #include "host/run/unit_store.h"
 #include "nlohmann/json.hpp"
 
@@ -17,6 +18,13 @@ nlohmann::ordered_json StageSummary(const PipelinePlan& plan, const std::vector<
 
 // Per slot what each stage did to it: the damage report in work_dir/report.json.
 nlohmann::ordered_json SlotReport(const std::vector<Unit>& units);
+
+// How many calibration rows reached the experts of a mixture, over the stages that measure their
+// inputs: experts, experts_without_rows, experts_few_rows (fewer than inputs, so that the Hessian
+// cannot have full rank), expert_rows_min, expert_rows_median. An empty object without such slots.
+// *warning says the same to people when an expert saw too few; else it is left empty.
+nlohmann::ordered_json ExpertCoverage(const PipelinePlan& plan, const StageSet& stages,
+                                      const std::vector<Unit>& units, std::string* warning);
 
 // The table for people, from the `run` result.
 std::string FormatRunResult(const nlohmann::ordered_json& result);

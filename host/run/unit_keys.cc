@@ -51,9 +51,14 @@ const std::map<std::string, std::string>& ModelDigests::Block(int64_t block) {
   return it->second;
 }
 
-std::string ModelDigests::Total() const {
+std::string ModelDigests::Total() {
   Fingerprint fingerprint;
-  for (const auto& [block, map] : digests_) AddMap(map, &fingerprint);
+  for (size_t block = 0; block < names_.size(); ++block) {
+    const bool fresh = !digests_.contains(static_cast<int64_t>(block));
+    AddMap(Block(static_cast<int64_t>(block)), &fingerprint);
+    if (!fresh) continue;
+    for (const std::string& name : names_[block]) checkpoint_.Release(name);
+  }
   return fingerprint.Hex();
 }
 

@@ -19,8 +19,8 @@ class ModelDigests {
   ModelDigests(const Checkpoint& checkpoint, int64_t layers, ThreadPool& threads);
   // Digests by tensor name of decoder layer `block`; block == layers: embedding, norm and head.
   const std::map<std::string, std::string>& Block(int64_t block);
-  // Of everything asked for so far.
-  std::string Total() const;
+  // Of all tensors: those of blocks nobody asked for are read here.
+  std::string Total();
 
  private:
   const Checkpoint& checkpoint_;

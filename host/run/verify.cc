@@ -100,6 +100,9 @@ class Verifier {
         QM_RETURN_IF_ERROR(Compare(slot, stored.ok() ? &*stored : nullptr, expected.get()));
       }
       if (slot.block >= 0 && (i + 1 == slots.size() || slots[i + 1].block != slot.block)) {
+        if (model_->config().moe_layer[static_cast<size_t>(slot.block)]) {
+          report_.unquantized.push_back(RouterName(model_->config(), slot.block));
+        }
         model_->ReleaseBlock(slot.block);
         Progress("verify", slot.block + 1, model_->config().layers);
       }
