@@ -175,6 +175,7 @@ void AddFusedNames(std::vector<std::string>* names) {
 std::string RulePattern(std::vector<std::string> names) {
   AddFusedNames(&names);
   std::vector<std::string> escaped;
+  escaped.reserve(names.size());
   for (const std::string& name : names) escaped.push_back(Escaped(name));
   return escaped.size() == 1 ? absl::StrCat("^", escaped[0], "$")
                              : absl::StrCat("^(?:", absl::StrJoin(escaped, "|"), ")$");

@@ -23,14 +23,15 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr uint64_t kMaxHeader = 100'000'000;  // the reference reader's limit
-constexpr absl::string_view kRemedy = "download or write the file again";
+constexpr absl::string_view kWriteAgain = "download or write the file again";
 
 absl::Status Malformed(absl::string_view source, absl::string_view why) {
-  return absl::InvalidArgumentError(ErrorText(absl::StrCat("cannot read ", source), why, kRemedy));
+  return absl::InvalidArgumentError(
+      ErrorText(absl::StrCat("cannot read ", source), why, kWriteAgain));
 }
 
 absl::Status Truncated(absl::string_view source, absl::string_view why) {
-  return absl::DataLossError(ErrorText(absl::StrCat("cannot read ", source), why, kRemedy));
+  return absl::DataLossError(ErrorText(absl::StrCat("cannot read ", source), why, kWriteAgain));
 }
 
 absl::Status BadTensor(absl::string_view source, absl::string_view name, absl::string_view why) {

@@ -15,7 +15,7 @@
 namespace quantmill {
 namespace {
 
-constexpr char kIndexName[] = "model.safetensors.index.json";
+constexpr char kIndexFile[] = "model.safetensors.index.json";
 
 // Position in a file: smaller comes first (the reverse of the reference enum's order).
 size_t FileOrder(DType dtype) {
@@ -199,7 +199,7 @@ absl::Status CheckpointWriter::DeleteStale() const {
     const bool ours = std::find(file_names_.begin(), file_names_.end(), name) != file_names_.end();
     const bool weights = name == "model.safetensors" ||
                          (absl::StartsWith(name, "model-") && absl::EndsWith(name, ".safetensors"));
-    const bool old_index = name == kIndexName && file_names_.size() == 1;
+    const bool old_index = name == kIndexFile && file_names_.size() == 1;
     if ((weights && !ours) || old_index) stale.push_back(item.path().string());
   }
   for (const std::string& path : stale) QM_RETURN_IF_ERROR(RemoveFile(path));
@@ -218,7 +218,7 @@ absl::Status CheckpointWriter::Finish() {
   }
   if (writers_.size() > 1) {
     QM_RETURN_IF_ERROR(
-        WriteFile((std::filesystem::path(directory_) / kIndexName).string(), IndexJson()));
+        WriteFile((std::filesystem::path(directory_) / kIndexFile).string(), IndexJson()));
   }
   return SyncDirectory(directory_);
 }

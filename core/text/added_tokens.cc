@@ -10,7 +10,7 @@
 namespace quantmill {
 namespace {
 
-constexpr char kComponent[] = "added_tokens";
+constexpr char kAddedTokensName[] = "added_tokens";
 
 // Start of the last character of `text`, which is not empty.
 size_t LastCharacter(std::string_view text) {
@@ -48,18 +48,21 @@ size_t LeadingSpace(std::string_view text) {
 
 absl::StatusOr<AddedToken> ReadToken(const nlohmann::json& json) {
   AddedToken token;
-  if (!json.is_object()) return BadComponent(kComponent, "has an entry that is not an object");
-  QM_ASSIGN_OR_RETURN(token.content, StringField(json, "content", kComponent));
+  if (!json.is_object())
+    return BadComponent(kAddedTokensName, "has an entry that is not an object");
+  QM_ASSIGN_OR_RETURN(token.content, StringField(json, "content", kAddedTokensName));
   const auto id = json.find("id");
   if (id == json.end() || !id->is_number_unsigned() || id->get<uint64_t>() > INT32_MAX) {
-    return BadComponent(kComponent, absl::StrCat("has no valid id for \"", token.content, "\""));
+    return BadComponent(kAddedTokensName,
+                        absl::StrCat("has no valid id for \"", token.content, "\""));
   }
   token.id = id->get<int32_t>();
-  QM_ASSIGN_OR_RETURN(token.special, BoolField(json, "special", false, kComponent));
-  QM_ASSIGN_OR_RETURN(token.single_word, BoolField(json, "single_word", false, kComponent));
-  QM_ASSIGN_OR_RETURN(token.lstrip, BoolField(json, "lstrip", false, kComponent));
-  QM_ASSIGN_OR_RETURN(token.rstrip, BoolField(json, "rstrip", false, kComponent));
-  QM_ASSIGN_OR_RETURN(token.normalized, BoolField(json, "normalized", !token.special, kComponent));
+  QM_ASSIGN_OR_RETURN(token.special, BoolField(json, "special", false, kAddedTokensName));
+  QM_ASSIGN_OR_RETURN(token.single_word, BoolField(json, "single_word", false, kAddedTokensName));
+  QM_ASSIGN_OR_RETURN(token.lstrip, BoolField(json, "lstrip", false, kAddedTokensName));
+  QM_ASSIGN_OR_RETURN(token.rstrip, BoolField(json, "rstrip", false, kAddedTokensName));
+  QM_ASSIGN_OR_RETURN(token.normalized,
+                      BoolField(json, "normalized", !token.special, kAddedTokensName));
   return token;
 }
 
@@ -68,7 +71,7 @@ absl::StatusOr<AddedToken> ReadToken(const nlohmann::json& json) {
 absl::StatusOr<std::vector<AddedToken>> ReadAddedTokens(const nlohmann::json& json) {
   std::vector<AddedToken> tokens;
   if (json.is_null()) return tokens;
-  if (!json.is_array()) return BadComponent(kComponent, "is not a list");
+  if (!json.is_array()) return BadComponent(kAddedTokensName, "is not a list");
   for (const nlohmann::json& item : json) {
     QM_ASSIGN_OR_RETURN(AddedToken token, ReadToken(item));
     if (!token.content.empty()) tokens.push_back(std::move(token));

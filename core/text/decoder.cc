@@ -12,7 +12,7 @@
 namespace quantmill {
 namespace {
 
-constexpr char kComponent[] = "decoder";
+constexpr char kDecoderName[] = "decoder";
 using Tokens = std::vector<std::string>;
 
 absl::StatusOr<Tokens> DecodeByteLevel(const Tokens& tokens) {
@@ -76,7 +76,7 @@ std::string StripEnds(std::string_view token, std::string_view content, size_t s
 absl::StatusOr<size_t> CountField(const nlohmann::json& json, const char* key) {
   const auto found = json.find(key);
   if (found == json.end() || !found->is_number_unsigned()) {
-    return BadComponent(kComponent, absl::StrCat("has no count \"", key, "\""));
+    return BadComponent(kDecoderName, absl::StrCat("has no count \"", key, "\""));
   }
   return found->get<size_t>();
 }
@@ -95,7 +95,7 @@ absl::StatusOr<TokenDecoder> TokenDecoder::FromJson(const nlohmann::json& json) 
 }
 
 absl::Status TokenDecoder::Add(const nlohmann::json& json) {
-  QM_ASSIGN_OR_RETURN(const std::string type, ComponentType(json, kComponent));
+  QM_ASSIGN_OR_RETURN(const std::string type, ComponentType(json, kDecoderName));
   if (type == "ByteLevel") {
     steps_.push_back(DecodeByteLevel);
   } else if (type == "ByteFallback") {
@@ -109,17 +109,17 @@ absl::Status TokenDecoder::Add(const nlohmann::json& json) {
   } else if (type == "Metaspace") {
     return AddMetaspace(json);
   } else if (type == "Sequence") {
-    QM_ASSIGN_OR_RETURN(const auto* list, ListField(json, "decoders", kComponent));
+    QM_ASSIGN_OR_RETURN(const auto* list, ListField(json, "decoders", kDecoderName));
     for (const nlohmann::json& item : *list) QM_RETURN_IF_ERROR(Add(item));
   } else {
-    return UnknownComponent(kComponent, type);
+    return UnknownComponent(kDecoderName, type);
   }
   return absl::OkStatus();
 }
 
 absl::Status TokenDecoder::AddReplace(const nlohmann::json& json) {
-  QM_ASSIGN_OR_RETURN(const auto pattern, PatternField(json, kComponent));
-  QM_ASSIGN_OR_RETURN(const std::string content, StringField(json, "content", kComponent));
+  QM_ASSIGN_OR_RETURN(const auto pattern, PatternField(json, kDecoderName));
+  QM_ASSIGN_OR_RETURN(const std::string content, StringField(json, "content", kDecoderName));
   steps_.push_back([pattern, content](Tokens tokens) -> absl::StatusOr<Tokens> {
     for (std::string& token : tokens) {
       QM_ASSIGN_OR_RETURN(token, ReplaceMatches(*pattern, token, content));
@@ -130,10 +130,10 @@ absl::Status TokenDecoder::AddReplace(const nlohmann::json& json) {
 }
 
 absl::Status TokenDecoder::AddStrip(const nlohmann::json& json) {
-  QM_ASSIGN_OR_RETURN(const std::string content, StringField(json, "content", kComponent));
+  QM_ASSIGN_OR_RETURN(const std::string content, StringField(json, "content", kDecoderName));
   QM_ASSIGN_OR_RETURN(const size_t start, CountField(json, "start"));
   QM_ASSIGN_OR_RETURN(const size_t stop, CountField(json, "stop"));
-  if (content.empty()) return BadComponent(kComponent, "Strip has an empty content");
+  if (content.empty()) return BadComponent(kDecoderName, "Strip has an empty content");
   steps_.push_back([content, start, stop](Tokens tokens) {
     for (std::string& token : tokens) token = StripEnds(token, content, start, stop);
     return tokens;
@@ -142,8 +142,8 @@ absl::Status TokenDecoder::AddStrip(const nlohmann::json& json) {
 }
 
 absl::Status TokenDecoder::AddMetaspace(const nlohmann::json& json) {
-  QM_ASSIGN_OR_RETURN(const std::string mark, StringField(json, "replacement", kComponent));
-  QM_ASSIGN_OR_RETURN(bool prefixed, BoolField(json, "add_prefix_space", true, kComponent));
+  QM_ASSIGN_OR_RETURN(const std::string mark, StringField(json, "replacement", kDecoderName));
+  QM_ASSIGN_OR_RETURN(bool prefixed, BoolField(json, "add_prefix_space", true, kDecoderName));
   if (json.contains("prepend_scheme")) prefixed = json["prepend_scheme"] != "never";
   const auto marks = Regex::Literal(mark);
   steps_.push_back([marks, prefixed](Tokens tokens) -> absl::StatusOr<Tokens> {

@@ -13,7 +13,7 @@
 namespace quantmill {
 namespace {
 
-constexpr char kComponent[] = "normalizer";
+constexpr char kNormalizerName[] = "normalizer";
 
 absl::StatusOr<std::string> UnicodeForm(std::string text, int options) {
   const bool ascii = std::all_of(text.begin(), text.end(),
@@ -49,25 +49,25 @@ absl::StatusOr<Normalizer> Normalizer::FromJson(const nlohmann::json& json) {
 }
 
 absl::Status Normalizer::Add(const nlohmann::json& json) {
-  QM_ASSIGN_OR_RETURN(const std::string type, ComponentType(json, kComponent));
+  QM_ASSIGN_OR_RETURN(const std::string type, ComponentType(json, kNormalizerName));
   if (const int options = FormOptions(type); options >= 0) {
     steps_.push_back([options](std::string text) { return UnicodeForm(std::move(text), options); });
   } else if (type == "Prepend") {
-    QM_ASSIGN_OR_RETURN(const std::string prefix, StringField(json, "prepend", kComponent));
+    QM_ASSIGN_OR_RETURN(const std::string prefix, StringField(json, "prepend", kNormalizerName));
     steps_.push_back([prefix](std::string text) -> absl::StatusOr<std::string> {
       return text.empty() ? text : prefix + text;
     });
   } else if (type == "Replace") {
-    QM_ASSIGN_OR_RETURN(const auto pattern, PatternField(json, kComponent));
-    QM_ASSIGN_OR_RETURN(const std::string content, StringField(json, "content", kComponent));
+    QM_ASSIGN_OR_RETURN(const auto pattern, PatternField(json, kNormalizerName));
+    QM_ASSIGN_OR_RETURN(const std::string content, StringField(json, "content", kNormalizerName));
     steps_.push_back([pattern, content](const std::string& text) {
       return ReplaceMatches(*pattern, text, content);
     });
   } else if (type == "Sequence") {
-    QM_ASSIGN_OR_RETURN(const auto* list, ListField(json, "normalizers", kComponent));
+    QM_ASSIGN_OR_RETURN(const auto* list, ListField(json, "normalizers", kNormalizerName));
     for (const nlohmann::json& item : *list) QM_RETURN_IF_ERROR(Add(item));
   } else {
-    return UnknownComponent(kComponent, type);
+    return UnknownComponent(kNormalizerName, type);
   }
   return absl::OkStatus();
 }

@@ -8,7 +8,7 @@
 namespace quantmill {
 namespace {
 
-constexpr char kComponent[] = "post_processor";
+constexpr char kPostProcessorName[] = "post_processor";
 
 // The ids of the special token that a template names.
 absl::StatusOr<std::vector<int32_t>> SpecialIds(const nlohmann::json& json,
@@ -22,12 +22,13 @@ absl::StatusOr<std::vector<int32_t>> SpecialIds(const nlohmann::json& json,
     }
   }
   if (ids == nullptr || !ids->is_array()) {
-    return BadComponent(kComponent, absl::StrCat("has no ids for special token ", name));
+    return BadComponent(kPostProcessorName, absl::StrCat("has no ids for special token ", name));
   }
   std::vector<int32_t> result;
   for (const nlohmann::json& id : *ids) {
     if (!id.is_number_unsigned() || id.get<uint64_t>() > INT32_MAX) {
-      return BadComponent(kComponent, absl::StrCat("has a wrong id for special token ", name));
+      return BadComponent(kPostProcessorName,
+                          absl::StrCat("has a wrong id for special token ", name));
     }
     result.push_back(id.get<int32_t>());
   }
@@ -35,25 +36,26 @@ absl::StatusOr<std::vector<int32_t>> SpecialIds(const nlohmann::json& json,
 }
 
 absl::Status AddTemplate(const nlohmann::json& json, PostProcessor* result) {
-  QM_ASSIGN_OR_RETURN(const auto* pieces, ListField(json, "single", kComponent));
+  QM_ASSIGN_OR_RETURN(const auto* pieces, ListField(json, "single", kPostProcessorName));
   PostProcessor own;
   bool seen_text = false;
   for (const nlohmann::json& piece : *pieces) {
-    if (!piece.is_object()) return BadComponent(kComponent, "has a template piece of unknown form");
+    if (!piece.is_object())
+      return BadComponent(kPostProcessorName, "has a template piece of unknown form");
     if (piece.contains("Sequence")) {
-      if (seen_text) return BadComponent(kComponent, "has a template with two texts");
+      if (seen_text) return BadComponent(kPostProcessorName, "has a template with two texts");
       seen_text = true;
     } else if (piece.contains("SpecialToken") && piece["SpecialToken"].is_object()) {
       QM_ASSIGN_OR_RETURN(const std::string name,
-                          StringField(piece["SpecialToken"], "id", kComponent));
+                          StringField(piece["SpecialToken"], "id", kPostProcessorName));
       QM_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, SpecialIds(json, name));
       std::vector<int32_t>& side = seen_text ? own.after : own.before;
       side.insert(side.end(), ids.begin(), ids.end());
     } else {
-      return BadComponent(kComponent, "has a template piece of unknown form");
+      return BadComponent(kPostProcessorName, "has a template piece of unknown form");
     }
   }
-  if (!seen_text) return BadComponent(kComponent, "has a template without the text");
+  if (!seen_text) return BadComponent(kPostProcessorName, "has a template without the text");
   // A later template of a sequence goes around an earlier one.
   result->before.insert(result->before.begin(), own.before.begin(), own.before.end());
   result->after.insert(result->after.end(), own.after.begin(), own.after.end());
@@ -61,11 +63,11 @@ absl::Status AddTemplate(const nlohmann::json& json, PostProcessor* result) {
 }
 
 absl::Status Add(const nlohmann::json& json, PostProcessor* result) {
-  QM_ASSIGN_OR_RETURN(const std::string type, ComponentType(json, kComponent));
+  QM_ASSIGN_OR_RETURN(const std::string type, ComponentType(json, kPostProcessorName));
   if (type == "ByteLevel") return absl::OkStatus();
   if (type == "TemplateProcessing") return AddTemplate(json, result);
-  if (type != "Sequence") return UnknownComponent(kComponent, type);
-  QM_ASSIGN_OR_RETURN(const auto* list, ListField(json, "processors", kComponent));
+  if (type != "Sequence") return UnknownComponent(kPostProcessorName, type);
+  QM_ASSIGN_OR_RETURN(const auto* list, ListField(json, "processors", kPostProcessorName));
   for (const nlohmann::json& item : *list) QM_RETURN_IF_ERROR(Add(item, result));
   return absl::OkStatus();
 }

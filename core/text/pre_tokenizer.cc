@@ -10,7 +10,7 @@
 namespace quantmill {
 namespace {
 
-constexpr char kComponent[] = "pre_tokenizer";
+constexpr char kPreTokenizerName[] = "pre_tokenizer";
 
 // huggingface/tokenizers: tokenizers/src/pre_tokenizers/byte_level.rs
 constexpr char kGpt2Pattern[] =
@@ -88,7 +88,7 @@ absl::StatusOr<Behavior> BehaviorFromName(const std::string& name) {
   if (name == "Removed") return Behavior::kRemoved;
   if (name == "MergedWithPrevious") return Behavior::kMergedWithPrevious;
   if (name == "MergedWithNext") return Behavior::kMergedWithNext;
-  return UnknownComponent(absl::StrCat(kComponent, " Split with behavior"), name);
+  return UnknownComponent(absl::StrCat(kPreTokenizerName, " Split with behavior"), name);
 }
 
 void PrependSpaces(PieceList* list) {
@@ -102,14 +102,17 @@ enum class Prepend { kAlways, kFirst, kNever };
 
 absl::StatusOr<Prepend> PrependFromJson(const nlohmann::json& json) {
   if (!json.contains("prepend_scheme")) {  // older files
-    QM_ASSIGN_OR_RETURN(const bool prefix, BoolField(json, "add_prefix_space", true, kComponent));
+    QM_ASSIGN_OR_RETURN(const bool prefix,
+                        BoolField(json, "add_prefix_space", true, kPreTokenizerName));
     return prefix ? Prepend::kAlways : Prepend::kNever;
   }
-  QM_ASSIGN_OR_RETURN(const std::string scheme, StringField(json, "prepend_scheme", kComponent));
+  QM_ASSIGN_OR_RETURN(const std::string scheme,
+                      StringField(json, "prepend_scheme", kPreTokenizerName));
   if (scheme == "always") return Prepend::kAlways;
   if (scheme == "first") return Prepend::kFirst;
   if (scheme == "never") return Prepend::kNever;
-  return UnknownComponent(absl::StrCat(kComponent, " Metaspace with prepend_scheme"), scheme);
+  return UnknownComponent(absl::StrCat(kPreTokenizerName, " Metaspace with prepend_scheme"),
+                          scheme);
 }
 
 }  // namespace
@@ -125,22 +128,22 @@ absl::Status PreTokenizer::Add(const nlohmann::json& json) {
     return absl::UnimplementedError(
         ErrorText("tokenizer.json: pre_tokenizer ByteLevel is not the last of its sequence"));
   }
-  QM_ASSIGN_OR_RETURN(const std::string type, ComponentType(json, kComponent));
+  QM_ASSIGN_OR_RETURN(const std::string type, ComponentType(json, kPreTokenizerName));
   if (type == "Split") return AddSplit(json);
   if (type == "ByteLevel") return AddByteLevel(json);
   if (type == "Digits") return AddDigits(json);
   if (type == "Metaspace") return AddMetaspace(json);
-  if (type != "Sequence") return UnknownComponent(kComponent, type);
-  QM_ASSIGN_OR_RETURN(const auto* list, ListField(json, "pretokenizers", kComponent));
+  if (type != "Sequence") return UnknownComponent(kPreTokenizerName, type);
+  QM_ASSIGN_OR_RETURN(const auto* list, ListField(json, "pretokenizers", kPreTokenizerName));
   for (const nlohmann::json& item : *list) QM_RETURN_IF_ERROR(Add(item));
   return absl::OkStatus();
 }
 
 absl::Status PreTokenizer::AddSplit(const nlohmann::json& json) {
-  QM_ASSIGN_OR_RETURN(const auto pattern, PatternField(json, kComponent));
-  QM_ASSIGN_OR_RETURN(const std::string name, StringField(json, "behavior", kComponent));
+  QM_ASSIGN_OR_RETURN(const auto pattern, PatternField(json, kPreTokenizerName));
+  QM_ASSIGN_OR_RETURN(const std::string name, StringField(json, "behavior", kPreTokenizerName));
   QM_ASSIGN_OR_RETURN(const Behavior behavior, BehaviorFromName(name));
-  QM_ASSIGN_OR_RETURN(const bool invert, BoolField(json, "invert", false, kComponent));
+  QM_ASSIGN_OR_RETURN(const bool invert, BoolField(json, "invert", false, kPreTokenizerName));
   steps_.push_back([pattern, behavior, invert](PieceList* list) {
     return SplitPieces(*pattern, behavior, invert, list);
   });
@@ -148,8 +151,9 @@ absl::Status PreTokenizer::AddSplit(const nlohmann::json& json) {
 }
 
 absl::Status PreTokenizer::AddByteLevel(const nlohmann::json& json) {
-  QM_ASSIGN_OR_RETURN(const bool prefix, BoolField(json, "add_prefix_space", true, kComponent));
-  QM_ASSIGN_OR_RETURN(const bool use_regex, BoolField(json, "use_regex", true, kComponent));
+  QM_ASSIGN_OR_RETURN(const bool prefix,
+                      BoolField(json, "add_prefix_space", true, kPreTokenizerName));
+  QM_ASSIGN_OR_RETURN(const bool use_regex, BoolField(json, "use_regex", true, kPreTokenizerName));
   byte_level_ = true;
   if (prefix) {
     steps_.push_back([](PieceList* list) {
@@ -166,7 +170,8 @@ absl::Status PreTokenizer::AddByteLevel(const nlohmann::json& json) {
 }
 
 absl::Status PreTokenizer::AddDigits(const nlohmann::json& json) {
-  QM_ASSIGN_OR_RETURN(const bool each, BoolField(json, "individual_digits", false, kComponent));
+  QM_ASSIGN_OR_RETURN(const bool each,
+                      BoolField(json, "individual_digits", false, kPreTokenizerName));
   QM_ASSIGN_OR_RETURN(const auto pattern, Regex::Compile(each ? R"(\p{N})" : R"(\p{N}+)"));
   steps_.push_back([pattern](PieceList* list) {
     return SplitPieces(*pattern, Behavior::kIsolated, /*invert=*/false, list);
@@ -175,10 +180,10 @@ absl::Status PreTokenizer::AddDigits(const nlohmann::json& json) {
 }
 
 absl::Status PreTokenizer::AddMetaspace(const nlohmann::json& json) {
-  QM_ASSIGN_OR_RETURN(const std::string mark, StringField(json, "replacement", kComponent));
+  QM_ASSIGN_OR_RETURN(const std::string mark, StringField(json, "replacement", kPreTokenizerName));
   QM_ASSIGN_OR_RETURN(const Prepend prepend, PrependFromJson(json));
-  QM_ASSIGN_OR_RETURN(const bool split, BoolField(json, "split", true, kComponent));
-  if (mark.empty()) return BadComponent(kComponent, "Metaspace has an empty replacement");
+  QM_ASSIGN_OR_RETURN(const bool split, BoolField(json, "split", true, kPreTokenizerName));
+  if (mark.empty()) return BadComponent(kPreTokenizerName, "Metaspace has an empty replacement");
   const auto space = Regex::Literal(" ");
   const auto marks = Regex::Literal(mark);
   steps_.push_back([mark, prepend, split, space, marks](PieceList* list) -> absl::Status {
