@@ -152,6 +152,23 @@ qm_status MakeCorrection(qm_call* call, Kernels& kernels, const Options& options
   return QM_OK;
 }
 
+// 1 / u_ii^2 by position and by channel.
+qm_status MakeImportance(qm_call* call, Kernels& kernels, const float* u, int64_t n, Factor* out) {
+  std::vector<float> by_position(static_cast<size_t>(n));
+  const qm_tensor matrix = qm::MakeMatrix(u, n, n, n, call->device);
+  qm::TensorView<const float> view;
+  QM_TRY(qm::ViewMatrix<float>(call, matrix, "the factor", call->device, n, n, &view));
+  bool finite = true;
+  QM_TRY(kernels.ReadDiagonal(view, by_position.data(), &finite));
+  for (float& value : by_position) value = 1.0f / (value * value);
+  QM_TRY(UploadVector(call, kernels, by_position, "importance", &out->importance));
+  out->channel_importance = out->importance;
+  if (out->channel.empty()) return QM_OK;
+  std::vector<float> by_channel(static_cast<size_t>(n));
+  for (int64_t j = 0; j < n; ++j) by_channel[out->channel[j]] = by_position[j];
+  return UploadVector(call, kernels, by_channel, "importance", &out->channel_importance);
+}
+
 qm_status FindMatrix(qm_call* call, const qm_stats* stats, const char* id, int64_t n,
                      qm::TensorView<const float>* out) {
   const qm_tensor* tensor = qm::FindStat(stats, id);
@@ -167,7 +184,7 @@ qm_status FindMatrix(qm_call* call, const qm_stats* stats, const char* id, int64
 uint64_t FactorBytes(const Options& options) {
   const uint64_t n = static_cast<uint64_t>(options.shape.in_features);
   const uint64_t squares = options.asymmetric_error > 0.0 ? 3 : 2;
-  constexpr uint64_t kVectors = 6;  // order, its inverse, diagonals (two of them read, one raised)
+  constexpr uint64_t kVectors = 8;  // order, its inverse, diagonals, importance twice
   constexpr uint64_t kRounding = 16 * 256;
   return squares * n * n * sizeof(float) + n * (kVectors * sizeof(float) + 1) + kRounding;
 }
@@ -223,6 +240,9 @@ qm_status MakeFactor(qm_call* call, Kernels& kernels, const Options& options, co
     return QM_OK;
   }
   out->u = u;
+  if (options.search.clip == qm::AffineClip::kSquaredError) {
+    QM_TRY(MakeImportance(call, kernels, u, n, out));
+  }
   if (correct) QM_TRY(MakeCorrection(call, kernels, options, *linalg, cross, h, out));
   return QM_OK;
 }

@@ -90,8 +90,10 @@ __global__ void __launch_bounds__(kThreads)
   if (item >= task.rows * task.count) return;
   const int64_t row = item / task.count, g = item % task.count;
   const int64_t width = shape.group_width();
+  const int64_t column = task.first_column + g * width;
   const qm::WarpGroup<kCached> values(
-      task.source + row * task.row_stride + task.first_column + g * width, width);
+      task.source + row * task.row_stride + column, width,
+      task.importance != nullptr ? task.importance + column : nullptr);
   const qm::AffineGroup group = qm::WarpFindAffineGroup(values, shape.rule, options.search);
   if (threadIdx.x % 32 != 0) return;
   const int64_t at = row * shape.groups() + task.first_group + g;

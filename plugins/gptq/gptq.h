@@ -50,6 +50,10 @@ struct Factor {
   std::vector<int32_t> channel;  // host copy, empty = identity
   const float* u = nullptr;      // [in, in] upper, u^T u = (H + damp)^-1 in solving order
   const float* p = nullptr;  // [in, in] alpha triu(D u^T, 1) u, valid above the diagonal; or null
+  // Only with a clipping search: 1 / u_ii^2, which turns a squared rounding error into its share of
+  // the loss the walk minimizes. By position in solving order, and by original channel.
+  const float* importance = nullptr;
+  const float* channel_importance = nullptr;
 };
 
 // Columns [begin, end) of all rows of one linear.
@@ -75,6 +79,7 @@ struct GroupTask {
   int64_t first_column = 0;
   int64_t first_group = 0;
   int64_t count = 0;
+  const float* importance = nullptr;  // of every column, from column 0 on; null = all equal
 };
 
 // Array operations on the call's device. Pointers are device pointers unless called host.

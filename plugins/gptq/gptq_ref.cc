@@ -99,9 +99,12 @@ inline void FindGroupsOfRow(const GroupTask& task, const Options& options, int64
   const qm::AffineShape& shape = options.shape;
   const float* w = task.source + row * task.row_stride + task.first_column;
   uint8_t* zeros = static_cast<uint8_t*>(out.zero.data);
+  const int64_t width = shape.group_width();
   for (int64_t g = 0; g < task.count; ++g) {
-    const qm::AffineGroup group = qm::FindAffineGroup(
-        w + g * shape.group_width(), shape.group_width(), shape.rule, options.search);
+    const float* importance =
+        task.importance != nullptr ? task.importance + task.first_column + g * width : nullptr;
+    const qm::AffineGroup group =
+        qm::FindAffineGroup(w + g * width, width, shape.rule, options.search, importance);
     const int64_t at = row * shape.groups() + task.first_group + g;
     qm::StoreScale(out.scale.data, shape.rule.scale_dtype, at, group.scale);
     if (zeros != nullptr) zeros[at] = static_cast<uint8_t>(group.zero);

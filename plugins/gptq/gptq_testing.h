@@ -210,13 +210,13 @@ class SlowGptq {
     content_.scale.resize(p_.rows * content_.groups);
     content_.zero.resize(p_.rows * content_.groups);
     content_.codes.resize(p_.rows * n_);
-    if (s_.group_size < 0) FindAll();
+    const std::vector<double> untouched = w_;
     for (int64_t j = 0; j < n_; ++j) {
       if (h[j * n_ + j] != 0.0) continue;
       h[j * n_ + j] = 1.0;
       for (int64_t r = 0; r < p_.rows; ++r) w_[r * n_ + j] = 0.0;
     }
-    if (s_.static_groups && s_.group_size > 0) FindAll();
+    const std::vector<double> without_dead = w_;
     Permute(&h, &d);
     double mean = 0.0;
     for (int64_t j = 0; j < n_; ++j) mean += h[j * n_ + j] / static_cast<double>(n_);
@@ -228,6 +228,15 @@ class SlowGptq {
       for (int64_t j = i; j < n_; ++j) u_[i * n_ + j] = lower[j * n_ + i];
     }
     if (s_.alpha > 0) MakeP(d);
+    std::vector<double> by_position(n_), by_channel(n_);
+    for (int64_t j = 0; j < n_; ++j) {
+      by_position[j] = 1.0 / (u_[j * n_ + j] * u_[j * n_ + j]);
+      by_channel[order_[j]] = by_position[j];
+    }
+    importance_ = by_channel;
+    if (s_.group_size < 0) FindAll(untouched);
+    if (s_.static_groups && s_.group_size > 0) FindAll(without_dead);
+    importance_ = by_position;
     for (int64_t b = 0; b < n_; b += s_.block_size) Block(b, std::min(b + s_.block_size, n_));
     content_.group_of.resize(n_);
     for (int64_t j = 0; j < n_; ++j) {
@@ -237,8 +246,8 @@ class SlowGptq {
   }
 
  private:
-  void FindAll() {
-    for (int64_t g = 0; g < content_.groups; ++g) Find(w_, g * width_, g);
+  void FindAll(const std::vector<double>& w) {
+    for (int64_t g = 0; g < content_.groups; ++g) Find(w, g * width_, g);
   }
   SlowGroup FromRange(double lo, double hi) const {
     const double max_code = std::ldexp(1.0, s_.bits) - 1;
@@ -270,7 +279,7 @@ class SlowGptq {
         double error = 0.0;
         for (int64_t i = 0; i < width_; ++i) {
           const double e = candidate.scale * (Code(x[i], candidate) - candidate.zero) - x[i];
-          error += e * e;
+          error += importance_[column + i] * e * e;
         }
         if (error < best_error) {
           best_error = error;
@@ -343,7 +352,7 @@ class SlowGptq {
   Setting s_;
   const Problem& p_;
   int64_t n_, width_ = 0;
-  std::vector<double> w_;
+  std::vector<double> w_, importance_;
   Matrix u_, pm_;
   std::vector<int64_t> order_;
   AffineContent content_;

@@ -29,8 +29,9 @@ constexpr qm_option kOptions[] = {
      "True-sequential: the host measures inputs again after each group of linears in a block.",
      QM_OPT_BOOL, 0},
     {"clip_search", "false", nullptr,
-     "Search each group's range for the least squared error among 80 smaller ones.", QM_OPT_BOOL,
-     0},
+     "Search each group's range, among 80 smaller ones, for the least error as the solver weighs "
+     "it.",
+     QM_OPT_BOOL, 0},
     {"asymmetric_error", "0.0", "0.0..1.0",
      "GPTAQ's alpha: how much of the input error of earlier layers to make up for; 0.25 is the "
      "published value, 0 is plain GPTQ.",

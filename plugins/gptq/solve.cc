@@ -2,7 +2,8 @@
 //
 //   W is [rows, cols] in solving order, u upper with u^T u = (H + damp)^-1:
 //     for each block [b, e) of columns
-//       scales of the groups that begin in it, from W as updated up to the block
+//       scales of the groups that begin in it, from W as updated up to the block; with a clipping
+//         search: the range with the least sum of (w - round(w))^2 / u_ii^2
 //       for i in [b, e): q = round(w_i); err_i = (w_i - q) / u_ii
 //                        W[:, i+1..e) -= err_i u[i, i+1..e) - w_i p[i, i+1..e)
 //       W[:, e..) -= err u[b..e, e..) - q p[b..e, e..)
@@ -16,8 +17,10 @@
 namespace quantmill::gptq {
 namespace {
 
-GroupTask WholeMatrix(const float* source, int64_t row_stride, const qm::AffineShape& shape) {
+GroupTask WholeMatrix(const float* source, int64_t row_stride, const qm::AffineShape& shape,
+                      const float* importance) {
   GroupTask task;
+  task.importance = importance;
   task.source = source;
   task.row_stride = row_stride;
   task.rows = shape.out_features;
@@ -32,17 +35,22 @@ qm_status FindGroupsAhead(Kernels& kernels, const Options& options, const Factor
                           const qm::AffineTensors& out) {
   const qm::AffineShape& shape = options.shape;
   if (factor.u == nullptr || shape.group_size < 0) {
-    return kernels.FindGroups(WholeMatrix(weight.data(), weight.stride(0), shape), options, out);
+    return kernels.FindGroups(
+        WholeMatrix(weight.data(), weight.stride(0), shape, factor.channel_importance), options,
+        out);
   }
   ColumnOrder original;
   original.dead = factor.order.dead;
   QM_TRY(kernels.GatherColumns(weight, original, workspace.work));
-  return kernels.FindGroups(WholeMatrix(workspace.work, shape.in_features, shape), options, out);
+  return kernels.FindGroups(
+      WholeMatrix(workspace.work, shape.in_features, shape, factor.channel_importance), options,
+      out);
 }
 
 // Groups that begin in [begin, end).
-qm_status FindGroupsOfBlock(Kernels& kernels, const Options& options, const float* work,
-                            int64_t begin, int64_t end, const qm::AffineTensors& out) {
+qm_status FindGroupsOfBlock(Kernels& kernels, const Options& options, const Factor& factor,
+                            const float* work, int64_t begin, int64_t end,
+                            const qm::AffineTensors& out) {
   const int64_t width = options.shape.group_width();
   GroupTask task;
   task.source = work;
@@ -51,6 +59,7 @@ qm_status FindGroupsOfBlock(Kernels& kernels, const Options& options, const floa
   task.first_group = (begin + width - 1) / width;
   task.count = (end + width - 1) / width - task.first_group;
   task.first_column = task.first_group * width;
+  task.importance = factor.importance;
   return task.count > 0 ? kernels.FindGroups(task, options, out) : QM_OK;
 }
 
@@ -155,7 +164,7 @@ qm_status Solve(qm_call* call, Kernels& kernels, const Options& options, const F
     task.begin = begin;
     task.end = std::min(begin + options.block_size, task.cols);
     if (!groups_ahead) {
-      QM_TRY(FindGroupsOfBlock(kernels, options, workspace.work, begin, task.end, out));
+      QM_TRY(FindGroupsOfBlock(kernels, options, factor, workspace.work, begin, task.end, out));
     }
     QM_TRY(kernels.SolveBlock(task, options, out));
     if (walk) QM_TRY(UpdateTrailing(call, *linalg, task, workspace.work));

@@ -9,12 +9,13 @@
 
 namespace qm {
 
-// One group of n weights as a warp sees it. kCached > 0 keeps them in registers (n <= 32 kCached);
-// 0 reads them again on every pass.
+// One group of n weights as a warp sees it, with the importance of each or null. kCached > 0 keeps
+// the weights in registers (n <= 32 kCached); 0 reads them again on every pass.
 template <int kCached>
 class WarpGroup {
  public:
-  __device__ WarpGroup(const float* w, int64_t n) : w_(w), n_(n), lane_(threadIdx.x % 32) {
+  __device__ WarpGroup(const float* w, int64_t n, const float* importance = nullptr)
+      : w_(w), importance_(importance), n_(n), lane_(threadIdx.x % 32) {
     if constexpr (kCached > 0) {
 #pragma unroll
       for (int j = 0; j < kCached; ++j) {
@@ -24,22 +25,30 @@ class WarpGroup {
     }
   }
 
-  // f(value) for the lane's elements, ascending.
+  // f(value, index) for the lane's elements, ascending.
   template <class F>
-  __device__ void ForEach(F&& f) const {
+  __device__ void ForEachIndexed(F&& f) const {
     if constexpr (kCached > 0) {
 #pragma unroll
       for (int j = 0; j < kCached; ++j) {
-        if (lane_ + 32 * j < n_) f(cache_[j]);
+        const int i = lane_ + 32 * j;
+        if (i < n_) f(cache_[j], i);
       }
     } else {
-      for (int64_t i = lane_; i < n_; i += 32) f(w_[i]);
+      for (int64_t i = lane_; i < n_; i += 32) f(w_[i], i);
     }
   }
+  // f(value) for the lane's elements, ascending.
+  template <class F>
+  __device__ void ForEach(F&& f) const {
+    ForEachIndexed([&](float x, int64_t) { f(x); });
+  }
   __device__ int64_t size() const { return n_; }
+  __device__ const float* importance() const { return importance_; }
 
  private:
   const float* w_;
+  const float* importance_;
   int64_t n_;
   int lane_;
   float cache_[kCached > 0 ? kCached : 1];
@@ -53,9 +62,10 @@ template <int kCached>
 __device__ float WarpAffineError(const WarpGroup<kCached>& values, AffineGroup group,
                                  float max_code) {
   float sum = 0.0f;
-  values.ForEach([&](float x) {
+  const float* importance = values.importance();
+  values.ForEachIndexed([&](float x, int64_t i) {
     const float d = DecodeAffine(EncodeAffine(x, group, max_code), group) - x;
-    sum += d * d;
+    sum += importance != nullptr ? importance[i] * (d * d) : d * d;
   });
   for (int half = 16; half > 0; half /= 2) sum += __shfl_xor_sync(kAllLanes, sum, half);
   return sum;

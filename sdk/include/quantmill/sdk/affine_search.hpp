@@ -53,20 +53,40 @@ inline float JoinLanes(float* lane) {
   return lane[0];
 }
 
-inline float AffineError(const float* w, int64_t n, AffineGroup group, float max_code) {
+// Sum of importance * error^2.
+template <bool kWeighted>
+inline float AffineError(const float* w, const float* importance, int64_t n, AffineGroup group,
+                         float max_code) {
+  const auto term = [&](int64_t i) {
+    const float d = DecodeAffine(EncodeAffine(w[i], group, max_code), group) - w[i];
+    if constexpr (kWeighted) return importance[i] * (d * d);
+    return d * d;
+  };
   float lane[kAffineLanes] = {};
   int64_t i = 0;
   for (; i + kAffineLanes <= n; i += kAffineLanes) {
-    for (int l = 0; l < kAffineLanes; ++l) {
-      const float d = DecodeAffine(EncodeAffine(w[i + l], group, max_code), group) - w[i + l];
-      lane[l] += d * d;
+    for (int l = 0; l < kAffineLanes; ++l) lane[l] += term(i + l);
+  }
+  for (int l = 0; i + l < n; ++l) lane[l] += term(i + l);
+  return JoinLanes(lane);
+}
+
+template <bool kWeighted>
+inline AffineGroup SearchAffineGroup(const float* w, const float* importance, int64_t n, float low,
+                                     float high, const AffineRule& rule) {
+  const float max_code = rule.max_code();
+  AffineGroup best = GroupForRange(low, high, rule);
+  float best_error = AffineError<kWeighted>(w, importance, n, best, max_code);
+  for (int step = 1; step < kShrinkSteps; ++step) {
+    const float p = ShrinkFactor(step);
+    const AffineGroup group = GroupForRange(p * low, p * high, rule);
+    const float error = AffineError<kWeighted>(w, importance, n, group, max_code);
+    if (error < best_error) {
+      best_error = error;
+      best = group;
     }
   }
-  for (int l = 0; i + l < n; ++l) {
-    const float d = DecodeAffine(EncodeAffine(w[i + l], group, max_code), group) - w[i + l];
-    lane[l] += d * d;
-  }
-  return JoinLanes(lane);
+  return best;
 }
 
 inline void Extremes(const float* w, int64_t n, float* low, float* high) {
@@ -118,9 +138,10 @@ inline float Quantile(const float* w, int64_t n, double quantile, bool magnitude
 
 }  // namespace internal
 
-// Scale and zero point of one group of n > 0 weights.
+// Scale and zero point of one group of n > 0 weights. `importance` (n values, or null for all
+// equal) weighs the squared errors of the search.
 inline AffineGroup FindAffineGroup(const float* w, int64_t n, const AffineRule& rule,
-                                   const AffineSearch& search) {
+                                   const AffineSearch& search, const float* importance = nullptr) {
   float low = 0.0f, high = 0.0f;
   if (search.clip == AffineClip::kPercentile) {
     if (rule.symmetric) {
@@ -133,20 +154,10 @@ inline AffineGroup FindAffineGroup(const float* w, int64_t n, const AffineRule& 
     internal::Extremes(w, n, &low, &high);
   }
   WidenRange(rule.symmetric, &low, &high);
-  AffineGroup best = GroupForRange(low, high, rule);
-  if (search.clip != AffineClip::kSquaredError) return best;
-  const float max_code = rule.max_code();
-  float best_error = internal::AffineError(w, n, best, max_code);
-  for (int step = 1; step < kShrinkSteps; ++step) {
-    const float p = ShrinkFactor(step);
-    const AffineGroup group = GroupForRange(p * low, p * high, rule);
-    const float error = internal::AffineError(w, n, group, max_code);
-    if (error < best_error) {
-      best_error = error;
-      best = group;
-    }
-  }
-  return best;
+  if (search.clip != AffineClip::kSquaredError) return GroupForRange(low, high, rule);
+  return importance == nullptr
+             ? internal::SearchAffineGroup<false>(w, importance, n, low, high, rule)
+             : internal::SearchAffineGroup<true>(w, importance, n, low, high, rule);
 }
 
 }  // namespace qm
