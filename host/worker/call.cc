@@ -156,12 +156,20 @@ class PluginCall::Impl : public CallContext {
   std::vector<Emitted> emitted_;
 };
 
+// Calls without a listener come once per layer: each distinct warning is printed once.
+bool IsNewWarning(const char* message) {
+  static std::mutex mutex;
+  static auto* const seen = new std::set<std::string>;  // never destroyed: plugins are not unloaded
+  const std::lock_guard<std::mutex> lock(mutex);
+  return seen->insert(message).second;
+}
+
 void PluginCall::Impl::Log(qm_call* call, int32_t severity, const char* message) noexcept {
   if (message == nullptr) return;
   const Impl& self = Self(call);
   if (self.settings_.log) {
     self.settings_.log(severity, message);
-  } else if (severity >= 2) {
+  } else if (severity >= 2 && IsNewWarning(message)) {
     std::fprintf(stderr, "warning: %s: %s\n", self.settings_.what.c_str(), message);
   }
 }

@@ -305,6 +305,12 @@ qm_status ToCompressed(qm_call* call, const char* layer, const Weight& w, const 
     return qm::Fail(call, QM_FAILED_PRECONDITION, "layer ", layer, " has a group_index with one ",
                     "group per row, which compressed-tensors cannot express; export as quantmill");
   }
+  if (w.group_index != nullptr) {
+    qm::Log(
+        call, qm::Severity::kWarning,
+        "groups in act-order are stored with actorder 'group', which compressed-tensors 0.20 and "
+        "later refuse to read; quantize with static_groups: true, or export as gptq");
+  }
   for (uint64_t i = 0; i < packed.tensor_count; ++i) {
     const qm_named_tensor& named = packed.tensors[i];
     const std::string name = named.name;
