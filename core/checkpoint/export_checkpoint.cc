@@ -304,7 +304,9 @@ class Exporter {
     QM_RETURN_IF_ERROR(WriteJsonFile(directory + "/config.json", config));
     QM_RETURN_IF_ERROR(CopyModelFiles(options_.original, directory));
     if (options_.provenance.is_null()) return absl::OkStatus();
-    return WriteJsonFile(directory + "/quantmill_provenance.json", options_.provenance);
+    nlohmann::ordered_json provenance = options_.provenance;
+    QM_ASSIGN_OR_RETURN(provenance["files"], FileDigests(directory));
+    return WriteJsonFile(directory + "/quantmill_provenance.json", provenance);
   }
 
   // Slots, and routers: readers take those for linears too.

@@ -36,7 +36,8 @@ struct ExportOptions {
   std::string output;     // directory to create; ALREADY_EXISTS if it is there
   std::string temporary;  // directory to write in before renaming; empty = output + ".tmp". On the
                           // same file system as output; an old one is removed first
-  nlohmann::ordered_json provenance;  // quantmill_provenance.json; null = not written
+  nlohmann::ordered_json provenance;  // quantmill_provenance.json, to which "files" with the
+                                      // SHA-256 of every other file is added; null = not written
   int64_t shard_bytes = int64_t{5} << 30;
   // Called after each block with the fraction done; true cancels (CANCELLED). May be null.
   std::function<bool(double)> progress;

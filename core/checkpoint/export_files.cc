@@ -1,10 +1,13 @@
 #include "core/checkpoint/export_files.h"
 
 #include <filesystem>
+#include <set>
 #include <system_error>
 
+#include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/io/files.h"
+#include "core/io/sha256.h"
 
 namespace quantmill {
 namespace {
@@ -85,6 +88,20 @@ absl::StatusOr<int64_t> DirectoryBytes(const std::string& directory) {
   }
   if (error) return SystemError("read directory", directory, error.value());
   return sum;
+}
+
+absl::StatusOr<nlohmann::ordered_json> FileDigests(const std::string& directory) {
+  std::set<std::string> names;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
+    if (entry.is_regular_file(error)) names.insert(entry.path().filename().string());
+  }
+  if (error) return SystemError("list", directory, error.value());
+  nlohmann::ordered_json digests = nlohmann::ordered_json::object();
+  for (const std::string& name : names) {
+    QM_ASSIGN_OR_RETURN(digests[name], Sha256OfFile(absl::StrCat(directory, "/", name)));
+  }
+  return digests;
 }
 
 }  // namespace quantmill

@@ -39,6 +39,9 @@ absl::Status WriteJsonFile(const std::string& path, const nlohmann::ordered_json
 // Sum of the sizes of the regular files in a directory.
 absl::StatusOr<int64_t> DirectoryBytes(const std::string& directory);
 
+// {"NAME": "SHA-256", ...} of the files in a directory, in the order of their names.
+absl::StatusOr<nlohmann::ordered_json> FileDigests(const std::string& directory);
+
 }  // namespace quantmill
 
 #endif  // QUANTMILL_CORE_CHECKPOINT_EXPORT_FILES_H_

@@ -246,9 +246,26 @@ class QuantizedSource : public CheckpointSource {
 
 }  // namespace
 
+absl::Status CheckModelDirectory(const std::string& directory) {
+  constexpr char kRemedy[] = "give the directory of a Hugging Face checkpoint";
+  const std::string what = absl::StrCat("cannot open model ", directory);
+  std::error_code error;
+  if (!std::filesystem::exists(directory, error)) {
+    return absl::NotFoundError(ErrorText(what, "there is no such directory", kRemedy));
+  }
+  if (!std::filesystem::is_directory(directory, error)) {
+    return absl::InvalidArgumentError(ErrorText(what, "it is not a directory", kRemedy));
+  }
+  if (!std::filesystem::exists(std::filesystem::path(directory) / "config.json", error)) {
+    return absl::NotFoundError(ErrorText(what, "it holds no config.json", kRemedy));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<CheckpointSource>> OpenModel(const std::string& directory,
                                                             FormatRegistry* registry,
                                                             PackedMode mode) {
+  QM_RETURN_IF_ERROR(CheckModelDirectory(directory));
   QM_ASSIGN_OR_RETURN(auto quantization, ReadQuantizationConfig(directory));
   if (quantization == nullptr) {
     QM_ASSIGN_OR_RETURN(auto dense, DenseSource::Open(directory));

@@ -27,6 +27,9 @@ class CheckpointSource : public WeightSource {
   virtual absl::StatusOr<PackedWeight> LoadPacked(std::string_view slot) = 0;
 };
 
+// NOT_FOUND or INVALID_ARGUMENT if `directory` is none, or holds no config.json.
+absl::Status CheckModelDirectory(const std::string& directory);
+
 // `registry` may be null: then only original checkpoints and the native format with affine-int
 // weights can be opened (through the reference kernel); it must outlive the source. Every slot's
 // tensors are looked for before this returns, so that a missing or left-over tensor is an error

@@ -199,6 +199,10 @@ absl::StatusOr<Documents> ReadDocuments(const std::string& path, const TextOptio
   } else if (absl::EndsWith(name, ".json")) {
     documents = ParseRecords(text, path, options.key);
   } else {
+    if (text.find('\0') != std::string::npos) {
+      return BadText(path, "it holds a NUL byte, so it is no text file",
+                     "name a .txt, .jsonl, .jsonl.gz or .json file");
+    }
     documents = ParsePlain(text);
   }
   if (documents.ok() && documents->empty()) return BadText(path, "there is no text in it");

@@ -1,5 +1,10 @@
 #include "host/cli/command.h"
 
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 
@@ -9,6 +14,7 @@
 #include "absl/strings/str_split.h"
 #include "core/base/nearest.h"
 #include "core/base/status.h"
+#include "quantmill/plugin.h"
 
 namespace quantmill {
 namespace {
@@ -31,7 +37,7 @@ std::vector<std::string> VisibleNames(const std::vector<Command>& commands) {
 std::string Overview(const std::vector<Command>& commands) {
   std::string text =
       "quantmill quantizes LLM checkpoints by chaining method plugins.\n\n"
-      "Usage: quantmill COMMAND [ARGUMENTS]\n\nCommands:\n";
+      "Usage: quantmill COMMAND [ARGUMENTS]\n       quantmill --version\n\nCommands:\n";
   for (const Command& command : commands) {
     if (command.hidden) continue;
     const size_t pad = command.name.size() < 12 ? 12 - command.name.size() : 1;
@@ -41,6 +47,11 @@ std::string Overview(const std::vector<Command>& commands) {
                   "\n'quantmill COMMAND --help' shows arguments and examples.\n"
                   "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by preflight.\n");
   return text;
+}
+
+std::string VersionText() {
+  return absl::StrCat("quantmill ", QM_VERSION, "\nplugin ABI ", QM_ABI_MAJOR, ".", QM_ABI_MINOR,
+                      "\nCUDA ", QM_CUDA_VERSION, "\nbuilt with ", QM_BUILD_INFO, "\n");
 }
 
 const Command* Find(const std::vector<Command>& commands, std::string_view name) {
@@ -70,6 +81,7 @@ int RunOne(const Command& command, const std::vector<std::string>& args) {
   }
   absl::StatusOr<Arguments> parsed = ParseArguments(command, args);
   if (!parsed.ok()) return Report(parsed.status());
+  if (const absl::Status status = parsed->CheckJson(); !status.ok()) return Report(status);
   absl::StatusOr<int> code = command.run(*parsed);
   if (!code.ok()) return Report(code.status());
   std::cout.flush();
@@ -148,6 +160,19 @@ absl::Status Arguments::WriteJson(const nlohmann::ordered_json& result) const {
                                           "check that the folder exists and is writable"));
 }
 
+absl::Status Arguments::CheckJson() const {
+  const std::string path = Text("json");
+  if (!WantsJson() || path == "-") return absl::OkStatus();
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    return UsageError(absl::StrCat("--json ", path, " is a directory"), "", "name a file");
+  }
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  if (access(folder.empty() ? "." : folder.c_str(), W_OK | X_OK) == 0) return absl::OkStatus();
+  return UsageError(absl::StrCat("--json ", path, " cannot be written"), std::strerror(errno),
+                    "name a file in a folder that exists and is writable");
+}
+
 CommandOption DeviceOption() {
   return {.name = "device",
           .value = "auto|cpu|cuda:N",
@@ -165,7 +190,7 @@ CommandOption PluginOption() {
 int RunCommandLine(const std::vector<Command>& commands, const std::vector<std::string>& args) {
   const std::string first = args.empty() ? "--help" : args[0];
   if (first == "--version") {
-    std::cout << "quantmill " << QM_VERSION << "\n";
+    std::cout << VersionText();
     return kExitDone;
   }
   if (first == "--help" || first == "-h" || first == "help") {

@@ -64,6 +64,8 @@ class Arguments {
   // Where text for people goes: stdout, or stderr when JSON goes to stdout.
   std::ostream& out() const;
   bool WantsJson() const { return Has("json"); }
+  // A usage error when --json names what cannot be written; found before the work, not after.
+  absl::Status CheckJson() const;
   // Writes the command's result where --json says; nothing without --json.
   absl::Status WriteJson(const nlohmann::ordered_json& result) const;
 

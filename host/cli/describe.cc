@@ -21,7 +21,7 @@ std::string Choices(const OptionInfo& option) {
 
 std::string OptionTable(const MethodInfo& method) {
   if (method.options.empty()) return "It has no options.\n";
-  std::vector<std::vector<std::string>> rows = {{"OPTION", "TYPE", "DEFAULT", "VALUES", ""}};
+  std::vector<std::vector<std::string>> rows = {{"OPTION", "TYPE", "DEFAULT", "VALUES", "MEANING"}};
   for (const OptionInfo& option : method.options) {
     rows.push_back({option.name, OptionTypeName(option.type),
                     option.required ? "(required)" : option.default_value, Choices(option),
@@ -93,7 +93,7 @@ Command MakeDescribeCommand() {
           .summary = "show a method's options with types, values and defaults",
           .arguments = {{"METHOD", "id of a method, e.g. gptq"}},
           .options = {PluginOption()},
-          .examples = {"quantmill describe gptq", "quantmill describe awq --json awq.json"},
+          .examples = {"quantmill describe gptq", "quantmill describe ptq --json ptq.json"},
           .run = Run};
 }
 

@@ -61,7 +61,7 @@ absl::StatusOr<int> RunLogits(const Arguments& args) {
   QM_ASSIGN_OR_RETURN(
       const Tensor logits,
       ComputeLogits(session->backend(), *model, ids, [&](int64_t done, int64_t total) {
-        progress.Update({"logits", "block", done, total, "", -1});
+        progress.Update({"logits", "block", done, total});
         return absl::OkStatus();
       }));
   QM_RETURN_IF_ERROR(WriteLogits(args.Text("logits"), logits));
@@ -78,8 +78,7 @@ absl::StatusOr<int> RunLogits(const Arguments& args) {
   return kExitDone;
 }
 
-// ---- text
-// ------------------------------------------------------------------------------------------
+// ---- text ---------------------------------------------------------------------------------------
 
 absl::StatusOr<int64_t> ContextOf(const Arguments& args, const ModelConfig& config) {
   const int64_t limit = config.max_positions;
@@ -108,7 +107,8 @@ absl::StatusOr<Tensor> ReadWindows(const Arguments& args, const ModelConfig& con
   WindowOptions windows;
   windows.length = context;
   windows.count = args.Integer("windows");
-  return CutWindows(ids, windows);
+  const absl::StatusOr<Tensor> cut = CutWindows(ids, windows);
+  return cut.ok() ? cut : WithContext(cut.status(), args.Text("text"));
 }
 
 void PrintEstimate(std::ostream& out, const std::string& name, const Estimate& estimate,
@@ -130,19 +130,18 @@ void PrintResult(const EvalResult& result, const std::string& device, std::ostre
     PrintEstimate(out, "top-1 agreement", result.comparison->top1_agreement, 4);
     PrintEstimate(out, "perplexity ratio", result.comparison->ppl_ratio, 5);
   }
-  out << absl::StrFormat(
-      "%d windows of %d tokens, %d scored, %.1f s on %s (%.0f tokens/s)\n"
-      "+- is one standard error over windows\n",
-      result.windows, result.context, result.tokens, result.seconds, device,
-      result.tokens_per_second);
+  out << absl::StrFormat("%d %s of %d tokens, %d scored, %.1f s on %s (%.0f tokens/s)\n",
+                         result.windows, result.windows == 1 ? "window" : "windows", result.context,
+                         result.tokens, result.seconds, device, result.tokens_per_second);
+  if (result.nll.standard_error) out << "+- is one standard error over windows\n";
 }
 
 EvalOptions WithProgress(ProgressLine* progress) {
   EvalOptions options;
   options.progress = [progress](std::string_view stage, int64_t done, int64_t total) {
-    const bool scoring = stage == "score";
-    progress->Update({absl::StrCat("eval ", std::string(stage)), scoring ? "window" : "block", done,
-                      total, "", -1});
+    const bool scoring = stage == "score";  // the last part: its end is the end of all
+    progress->Update({scoring ? "eval" : absl::StrCat("eval: ", std::string(stage)),
+                      scoring ? "window" : "block", done, total});
     return absl::OkStatus();
   };
   return options;
@@ -219,8 +218,9 @@ Command MakeEvalCommand() {
                    "# for comparison with another engine",
                    "quantmill eval ./out --tokens ids.safetensors --logits logits.safetensors"},
       .notes =
-          "Windows are scored one by one without a token before them. KL is that of "
-          "reference || model per position, in nats.",
+          "Either --text, or --tokens with --logits. Windows are scored one by one without a "
+          "token\n"
+          "before them. KL is that of reference || model per position, in nats.",
       .run = Run};
 }
 

@@ -1,7 +1,9 @@
 // quantmill generate MODEL --prompt TEXT: continues a text.
 #include "core/eval/generate.h"
 
+#include <cmath>
 #include <filesystem>
+#include <iostream>
 #include <memory>
 #include <optional>
 #include <ostream>
@@ -70,8 +72,8 @@ absl::StatusOr<GenerateOptions> OptionsOf(const Arguments& args) {
   if (options.max_tokens < 1) {
     return UsageError("--max-tokens must be at least 1");
   }
-  if (!(options.sampling.temperature >= 0)) {
-    return UsageError("--temperature must be 0 or more");
+  if (!(options.sampling.temperature >= 0) || std::isinf(options.sampling.temperature)) {
+    return UsageError("--temperature must be a number, 0 or more");
   }
   if (!(options.sampling.top_p > 0 && options.sampling.top_p <= 1)) {
     return UsageError("--top-p must be above 0 and at most 1");
@@ -108,10 +110,24 @@ nlohmann::ordered_json ResultJson(const GenerateResult& result, size_t prompt_to
   return json;
 }
 
+// Before anything is loaded or printed.
+absl::Status CheckPrompt(const std::vector<int32_t>& prompt, const ModelConfig& config) {
+  if (prompt.empty()) {
+    return UsageError("--prompt is empty", "this model has no token that begins a text",
+                      "give a text to continue");
+  }
+  const int64_t tokens = static_cast<int64_t>(prompt.size());
+  if (config.max_positions <= 0 || tokens < config.max_positions) return absl::OkStatus();
+  return UsageError(
+      absl::StrCat("--prompt has ", tokens, " tokens"),
+      absl::StrCat("the model was made for ", config.max_positions, " with what it generates"),
+      "shorten the prompt");
+}
+
 absl::StatusOr<ResidentModel> LoadResident(Backend& backend, WeightSource& source) {
   ProgressLine progress;
   auto model = ResidentModel::Load(backend, source, [&](int64_t done, int64_t total) {
-    progress.Update({"load", "block", done, total, "", -1});
+    progress.Update({"load", "block", done, total});
     return absl::OkStatus();
   });
   progress.Clear();
@@ -120,6 +136,7 @@ absl::StatusOr<ResidentModel> LoadResident(Backend& backend, WeightSource& sourc
 
 absl::StatusOr<int> Run(const Arguments& args) {
   QM_ASSIGN_OR_RETURN(GenerateOptions options, OptionsOf(args));
+  QM_RETURN_IF_ERROR(CheckModelDirectory(args.Text("MODEL")));
   QM_ASSIGN_OR_RETURN(options.more_eos, MoreEndsOfText(args.Text("MODEL")));
   QM_ASSIGN_OR_RETURN(const auto tokenizer, OpenTokenizer(args.Text("MODEL"), ""));
   QM_ASSIGN_OR_RETURN(const std::vector<int32_t> prompt,
@@ -127,6 +144,7 @@ absl::StatusOr<int> Run(const Arguments& args) {
   QM_ASSIGN_OR_RETURN(const auto session, ModelSession::Open(args));
   QM_ASSIGN_OR_RETURN(const auto source,
                       session->OpenCheckpoint(args.Text("MODEL"), PackedMode::kKeepPacked));
+  QM_RETURN_IF_ERROR(CheckPrompt(prompt, source->config()));
   QM_ASSIGN_OR_RETURN(const ResidentModel model, LoadResident(session->backend(), *source));
   TokenPrinter printer(*tokenizer, prompt, args.out());
   args.out() << args.Text("prompt") << std::flush;
@@ -136,8 +154,10 @@ absl::StatusOr<int> Run(const Arguments& args) {
   };
   QM_ASSIGN_OR_RETURN(const GenerateResult result, Generate(model, prompt, options));
   printer.Finish();
-  args.out() << absl::StrFormat(
-      "\n\n%d + %d tokens on %s, prompt %.0f tokens/s, generation %.1f tokens/s\n", prompt.size(),
+  args.out() << "\n" << std::flush;
+  // Not on stdout: that is the text, which may go to a file.
+  std::cerr << absl::StrFormat(
+      "\n%d + %d tokens on %s, prompt %.0f tokens/s, generation %.1f tokens/s\n", prompt.size(),
       result.tokens.size(), BackendName(session->backend()), result.prompt_tokens_per_second,
       result.tokens_per_second);
   QM_RETURN_IF_ERROR(args.WriteJson(ResultJson(result, prompt.size(), printer.text())));

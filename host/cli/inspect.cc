@@ -1,11 +1,14 @@
 // quantmill inspect PATH: a checkpoint's tensors, or a plugin's descriptor.
 #include <filesystem>
+#include <fstream>
 #include <ostream>
+#include <string_view>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/base/status.h"
+#include "core/checkpoint/open_model.h"
 #include "host/cli/command.h"
 #include "host/cli/inspect_checkpoint.h"
 #include "host/plugins/catalog.h"
@@ -33,6 +36,15 @@ void PrintPlugin(const PluginInfo& info, std::ostream& out) {
   }
 }
 
+bool IsElf(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  char magic[4] = {};
+  file.read(magic, sizeof(magic));
+  return std::string_view(magic, sizeof(magic)) ==
+         "\x7f"
+         "ELF";
+}
+
 absl::StatusOr<int> InspectPlugin(const Arguments& args, const std::string& path) {
   if (args.Flag("manifest")) {
     QM_ASSIGN_OR_RETURN(const std::string manifest, WriteManifest(path));
@@ -49,11 +61,20 @@ absl::StatusOr<int> Run(const Arguments& args) {
   const std::string path = args.Text("PATH");
   std::error_code error;
   if (!std::filesystem::exists(path, error)) {
-    return absl::NotFoundError(absl::StrCat("cannot open ", path, "; it does not exist"));
+    return absl::NotFoundError(
+        ErrorText(absl::StrCat("cannot open ", path), "it does not exist", "check the path"));
   }
   const bool directory = std::filesystem::is_directory(path, error);
   const bool tensors = absl::EndsWith(path, ".safetensors");
-  if (!directory && !tensors) return InspectPlugin(args, path);
+  if (!directory && !tensors) {
+    if (!IsElf(path)) {
+      return absl::InvalidArgumentError(
+          ErrorText(absl::StrCat("cannot inspect ", path),
+                    "it is neither a checkpoint directory, a .safetensors file nor a plugin"));
+    }
+    return InspectPlugin(args, path);
+  }
+  if (directory) QM_RETURN_IF_ERROR(CheckModelDirectory(path));
   if (args.Flag("manifest")) {
     return UsageError("--manifest is for plugin files", absl::StrCat(path, " is none"));
   }

@@ -24,6 +24,7 @@ absl::StatusOr<std::unique_ptr<ModelSession>> ModelSession::Open(const Arguments
 absl::Status ModelSession::LoadFormats() {
   if (formats_ != nullptr) return absl::OkStatus();
   QM_ASSIGN_OR_RETURN(const Catalog catalog, DiscoverPlugins(plugin_files_));
+  QM_RETURN_IF_ERROR(CheckNamedPlugins(catalog, plugin_files_));
   QM_ASSIGN_OR_RETURN(std::vector<LoadedMethod> methods, LoadMethods(catalog, {}));
   if (!backend_->device().is_cpu()) {
     QM_ASSIGN_OR_RETURN(host_backend_, MakeCpuBackend());
@@ -35,6 +36,7 @@ absl::Status ModelSession::LoadFormats() {
 
 absl::StatusOr<std::unique_ptr<CheckpointSource>> ModelSession::OpenCheckpoint(
     const std::string& directory, PackedMode mode) {
+  QM_RETURN_IF_ERROR(CheckModelDirectory(directory));
   QM_ASSIGN_OR_RETURN(const auto quantization, ReadQuantizationConfig(directory));
   if (quantization != nullptr) QM_RETURN_IF_ERROR(LoadFormats());
   return OpenModel(directory, formats_.get(), mode);

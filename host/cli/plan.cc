@@ -35,6 +35,7 @@ absl::StatusOr<PipelinePlan> CheckAll(const JobRequest& request, const Pipeline&
   std::vector<std::string> files = request.plugins;
   files.insert(files.end(), pipeline.plugins.begin(), pipeline.plugins.end());
   QM_ASSIGN_OR_RETURN(const Catalog catalog, DiscoverPlugins(files));
+  QM_RETURN_IF_ERROR(CheckNamedPlugins(catalog, files));
   QM_ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(pipeline.model_path));
   return CheckPipeline(pipeline, catalog, config);
 }
@@ -60,14 +61,14 @@ Command MakePlanCommand() {
           .arguments = {{"PIPELINE", "a pipeline file (.yaml)"}},
           .options = {{.name = "set",
                        .value = "KEY=VALUE",
-                       .doc = "set a value of the file, e.g. stages.0.options.bits=3",
+                       .doc = "change a value of the file, e.g. stages.0.options.bits=3",
                        .repeatable = true},
                       DeviceOption(),
                       {.name = "work-dir", .value = "DIR", .doc = "overrides run.work_dir"},
                       {.name = "resume", .doc = "the output may exist, as for run --resume"},
                       PluginOption()},
           .examples = {"quantmill plan pipeline.yaml",
-                       "quantmill plan pipeline.yaml --set stages.gptq.options.bits=3 --json -"},
+                       "quantmill plan pipeline.yaml --set stages.0.options.bits=3 --json -"},
           .run = Run};
 }
 

@@ -6,24 +6,25 @@
 #include <cstdint>
 #include <functional>
 #include <iosfwd>
+#include <map>
 #include <string>
 
 namespace quantmill {
 
 struct ProgressState {
-  std::string stage;         // "gptq"
-  std::string unit;          // what is counted: "block", "window"
-  int64_t done = 0;          // of this stage
-  int64_t total = 0;         // 0 = unknown
-  std::string rate;          // "1830 tokens/s"; empty = not shown
-  double seconds_left = -1;  // negative: estimated from the time since the stage began
+  std::string
+      stage;         // "gptq"; "gptq: statistics" is a part of gptq, whose end is no end of a stage
+  std::string unit;  // what is counted: "block", "window"; "percent" is shown as "25 %"
+  int64_t done = 0;  // of this stage
+  int64_t total = 0;  // 0 = unknown
 };
 
 // "1:02:03", "4:05", "12s"
 std::string FormatDuration(double seconds);
 
 // On a terminal a single line rewritten in place, at most ten times a second; elsewhere a plain
-// line when a stage begins or ends and every ten seconds in between. Not thread-safe.
+// line every five seconds at most and one when a stage ends. Rate and time left are those of the
+// whole stage since it was first seen, shown once they mean something. Not thread-safe.
 class ProgressLine {
  public:
   using Clock = std::function<double()>;  // seconds, monotonic
@@ -38,14 +39,22 @@ class ProgressLine {
   void Clear();
 
  private:
-  std::string Format(const ProgressState& state) const;
+  struct Stage {
+    double start = 0, last = 0;  // seconds
+    int64_t first_done = 0, done = 0, total = 0;
+    std::string unit;
+    bool ended = false;  // its last line is written
+  };
+
+  std::string Format(const ProgressState& state, const Stage* stage) const;
+  void Write(const std::string& text);
 
   std::ostream& out_;
   bool terminal_;
   Clock clock_;
-  std::string stage_;
-  double stage_start_ = 0;
+  std::map<std::string, Stage> stages_;
   double last_print_ = -1e9;
+  std::string last_text_;
   size_t width_ = 0;  // characters on the terminal's line
 };
 

@@ -10,6 +10,8 @@
 #include "core/io/json.h"
 #include "host/cli/command.h"
 #include "host/cli/progress.h"
+#include "host/pipeline/check.h"
+#include "host/pipeline/device.h"
 #include "host/run/job.h"
 #include "host/run/report.h"
 #include "host/supervisor/journal.h"
@@ -35,7 +37,6 @@ class Console {
       state.unit = event.value("unit", "");
       state.done = event.value("done", int64_t{0});
       state.total = event.value("total", int64_t{0});
-      state.rate = event.value("rate", "");
       line_.Update(state);
     } else if (type == "log" && event.value("severity", 0) >= 2) {
       line_.Clear();
@@ -46,12 +47,16 @@ class Console {
   ProgressLine line_;
 };
 
-JobRequest RequestOf(const Arguments& arguments) {
+absl::StatusOr<JobRequest> RequestOf(const Arguments& arguments) {
   JobRequest request;
   request.pipeline_file = arguments.Text("PIPELINE");
   request.sets = arguments.List("set");
   request.plugins = arguments.List("plugin");
-  if (arguments.Has("device")) request.device = arguments.Text("device");
+  if (arguments.Has("device")) {
+    request.device = arguments.Text("device");
+    const auto device = ParseDevice(request.device);
+    if (!device.ok()) return UsageError(device.status());
+  }
   if (arguments.Has("work-dir")) {
     std::error_code error;
     request.work_dir = std::filesystem::absolute(arguments.Text("work-dir"), error).string();
@@ -60,8 +65,11 @@ JobRequest RequestOf(const Arguments& arguments) {
   return request;
 }
 
+std::string JournalPath(const Pipeline& pipeline) { return pipeline.work_dir + "/journal.jsonl"; }
+std::string LastWordsPath(const Pipeline& pipeline) { return pipeline.work_dir + "/last_words"; }
+
 absl::StatusOr<std::unique_ptr<Journal>> OpenJournal(const Pipeline& pipeline, bool resume) {
-  const std::string path = pipeline.work_dir + "/journal.jsonl";
+  const std::string path = JournalPath(pipeline);
   QM_ASSIGN_OR_RETURN(const JournalState state, ReadJournal(path));
   if (!state.empty() && !resume) {
     return RefusedError(absl::FailedPreconditionError(
@@ -69,10 +77,21 @@ absl::StatusOr<std::unique_ptr<Journal>> OpenJournal(const Pipeline& pipeline, b
                                " holds the journal of an earlier run"),
                   "", "add --resume to continue it, or remove the directory to start over")));
   }
+  if (const absl::Status status = CheckFiles(pipeline, resume); !status.ok()) {
+    return RefusedError(status);
+  }
   std::error_code error;
   std::filesystem::create_directories(pipeline.work_dir, error);
   if (error) return RefusedError(SystemError("create", pipeline.work_dir, error.value()));
   return Journal::Open(path);
+}
+
+// A run that was refused leaves no work directory behind, unless something else is in it.
+void RemoveWorkDir(const Pipeline& pipeline) {
+  std::error_code error;
+  std::filesystem::remove(JournalPath(pipeline), error);
+  std::filesystem::remove(LastWordsPath(pipeline), error);
+  std::filesystem::remove(pipeline.work_dir, error);
 }
 
 absl::StatusOr<nlohmann::ordered_json> RunSupervised(JobRequest request, Journal& journal,
@@ -100,17 +119,20 @@ absl::StatusOr<nlohmann::ordered_json> RunInProcess(JobRequest request, Journal&
 }
 
 absl::StatusOr<int> Run(const Arguments& arguments) {
-  JobRequest request = RequestOf(arguments);
+  QM_ASSIGN_OR_RETURN(JobRequest request, RequestOf(arguments));
   QM_ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(request));
   QM_ASSIGN_OR_RETURN(const std::unique_ptr<Journal> journal,
                       OpenJournal(pipeline, request.resume));
-  request.last_words = pipeline.work_dir + "/last_words";
+  request.last_words = LastWordsPath(pipeline);
   Console console;
   absl::StatusOr<nlohmann::ordered_json> result = arguments.Flag("in-process")
                                                       ? RunInProcess(request, *journal, console)
                                                       : RunSupervised(request, *journal, console);
   console.Clear();
   if (!result.ok()) {
+    if (ExitCodeOf(result.status()) == kExitRefused && journal->state().empty()) {
+      RemoveWorkDir(pipeline);
+    }
     if (ExitCodeOf(result.status()) != kExitFailed || journal->state().finished.empty() ||
         absl::IsCancelled(result.status())) {
       return result.status();
@@ -130,16 +152,18 @@ absl::StatusOr<int> Run(const Arguments& arguments) {
 Command MakeRunCommand() {
   Command command;
   command.name = "run";
-  command.summary = "Quantize a model as a pipeline file says, write it, check it, measure it.";
+  command.summary = "quantize a model as a pipeline file says, write it, check it, measure it";
   command.arguments = {{"PIPELINE", "a pipeline file (.yaml)", true}};
   command.options = {
       {.name = "set",
        .value = "KEY=VALUE",
-       .doc = "change a value of the file: stages.0.options.bits=3",
+       .doc = "change a value of the file, e.g. stages.0.options.bits=3",
        .repeatable = true},
       DeviceOption(),
       {.name = "work-dir", .value = "DIR", .doc = "overrides run.work_dir"},
-      {.name = "resume", .value = "", .doc = "continue a run whose work directory is there"},
+      {.name = "resume",
+       .value = "",
+       .doc = "continue an interrupted run, or check a finished one"},
       {.name = "in-process",
        .value = "",
        .doc = "no worker process: for debuggers; a crashing plugin takes the run down"},
@@ -148,7 +172,12 @@ Command MakeRunCommand() {
                       "quantmill run pipeline.yaml --resume",
                       "quantmill run pipeline.yaml --device cuda:0 --set stages.0.options.bits=3"};
   command.notes =
-      "Finished parts are kept in the work directory (default: the output's name with .work).";
+      "Before any work the file, the model and the machine are checked; what would fail is "
+      "refused\n"
+      "(exit code 3). Finished parts are kept in the work directory (default: the output's name "
+      "with\n"
+      ".work), so that --resume goes on after an interruption or a crash. See configs/recipes for\n"
+      "pipeline files.";
   command.run = Run;
   return command;
 }

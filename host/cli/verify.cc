@@ -9,6 +9,7 @@
 #include "core/base/status.h"
 #include "host/cli/command.h"
 #include "host/cli/progress.h"
+#include "host/pipeline/device.h"
 #include "host/plugins/registry.h"
 #include "host/run/backend.h"
 
@@ -16,7 +17,11 @@ namespace quantmill {
 namespace {
 
 absl::StatusOr<int> RunVerify(const Arguments& arguments) {
+  if (const auto device = ParseDevice(arguments.Text("device")); !device.ok()) {
+    return UsageError(device.status());
+  }
   QM_ASSIGN_OR_RETURN(const Catalog catalog, DiscoverPlugins(arguments.List("plugin")));
+  QM_RETURN_IF_ERROR(CheckNamedPlugins(catalog, arguments.List("plugin")));
   QM_ASSIGN_OR_RETURN(std::vector<LoadedMethod> methods, LoadMethods(catalog, {}));
   QM_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> host, MakeCpuBackend());
   QM_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
@@ -27,7 +32,7 @@ absl::StatusOr<int> RunVerify(const Arguments& arguments) {
   options.directory = arguments.Text("DIR");
   options.reference = arguments.Text("reference");
   options.progress = [&line](const std::string& step, int64_t done, int64_t total) {
-    line.Update({.stage = step, .unit = "block", .done = done, .total = total, .rate = ""});
+    line.Update({.stage = step, .unit = "block", .done = done, .total = total});
   };
   const absl::StatusOr<VerifyReport> report = VerifyCheckpoint(options, formats, *backend);
   line.Clear();
@@ -46,7 +51,7 @@ absl::StatusOr<int> RunVerify(const Arguments& arguments) {
 Command MakeVerifyCommand() {
   Command command;
   command.name = "verify";
-  command.summary = "Reopen a written checkpoint and check it by its reader's rules.";
+  command.summary = "reopen a written checkpoint and check it by its reader's rules";
   command.arguments = {{"DIR", "the checkpoint directory", true}};
   command.options = {
       {.name = "reference", .value = "MODEL", .doc = "the original, to compare predictions with"},

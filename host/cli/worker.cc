@@ -59,7 +59,7 @@ absl::StatusOr<int> RunWorkerCommand(const Arguments&) {
 Command MakeWorkerCommand() {
   Command command;
   command.name = "worker";
-  command.summary = "Internal: the worker process of a run.";
+  command.summary = "internal: the worker process of a run";
   command.hidden = true;
   command.run = RunWorkerCommand;
   return command;

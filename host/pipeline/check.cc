@@ -69,6 +69,7 @@ class Checker {
     plan_.packed_by.assign(plan_.slots.size(), -1);
     for (const Stage& stage : plan_.pipeline.stages) AddStage(stage);
     if (!errors_.empty()) return errors_.ToStatus();
+    CheckLengths();
     CheckGroupSizes(plan_, &errors_);
     CheckTensorParallel(plan_, &errors_);
     CheckFusedGroups(plan_, &errors_);
@@ -78,6 +79,27 @@ class Checker {
   }
 
  private:
+  // Windows longer than the model was made for.
+  void CheckLengths() {
+    const Pipeline& pipeline = plan_.pipeline;
+    if (pipeline.calibration) {
+      CheckLength("calibration.sequence_length", pipeline.calibration->sequence_length);
+    }
+    if (pipeline.evaluate) CheckLength("evaluate.context", pipeline.evaluate->context);
+  }
+
+  void CheckLength(const std::string& key, int64_t tokens) {
+    const int64_t limit = plan_.config.max_positions;
+    if (limit <= 0 || tokens <= limit) return;
+    const auto& locations = plan_.pipeline.locations;
+    auto it = locations.find(key);
+    if (it == locations.end()) it = locations.find(key.substr(0, key.find('.')));  // a default
+    const SourceLocation location =
+        it == locations.end() ? SourceLocation{plan_.pipeline.file, 0, 0} : it->second;
+    errors_.Add(location, absl::StrCat("'", key, "' is ", tokens, "; the model takes at most ",
+                                       limit, " tokens; use ", limit, " or fewer"));
+  }
+
   void AddHead() {
     for (const Stage& stage : plan_.pipeline.stages) {
       for (size_t i = 0; i < stage.layers.size(); ++i) {

@@ -186,9 +186,10 @@ class PipelineReader {
     const YamlNode* node = top->Require("stages", "list at least one: stages: [{use: METHOD}]");
     if (node == nullptr) return;
     if (node->kind != YamlNode::Kind::kSequence || node->items.empty()) {
-      errors_.Add(node->location, absl::StrCat("'stages' must be a list of stages, not ",
-                                               node->items.empty() ? "an empty one" : "",
-                                               node->items.empty() ? "" : KindName(*node)));
+      errors_.Add(
+          node->location,
+          absl::StrCat("'stages' must be a list of stages, not ",
+                       node->kind == YamlNode::Kind::kSequence ? "an empty one" : KindName(*node)));
       return;
     }
     if (node->items.size() > kMostStages) {

@@ -1,5 +1,6 @@
 #include "host/pipeline/yaml_node.h"
 
+#include <yaml-cpp/depthguard.h>
 #include <yaml-cpp/yaml.h>
 
 #include <cmath>
@@ -95,6 +96,8 @@ absl::StatusOr<YamlNode> ParseOneDocument(const std::string& text, const std::st
                      "a second document begins here; write one document per file");
     }
     return Converter(file).Convert(documents[0], 0);
+  } catch (const YAML::DeepRecursion& error) {
+    return ErrorAt(LocationOf(error.mark, file), "values are nested too deeply");
   } catch (const YAML::Exception& error) {
     return ErrorAt(LocationOf(error.mark, file), error.msg);
   } catch (const std::exception& error) {

@@ -206,6 +206,18 @@ std::vector<std::string> Catalog::Targets(std::string_view format_id) const {
   return {targets.begin(), targets.end()};
 }
 
+absl::Status CheckNamedPlugins(const Catalog& catalog, const std::vector<std::string>& files) {
+  for (const std::string& file : files) {
+    for (const PluginInfo& plugin : catalog.plugins) {
+      std::error_code error;
+      if (plugin.rejected.empty() || !fs::equivalent(file, plugin.path, error)) continue;
+      return absl::FailedPreconditionError(
+          ErrorText(absl::StrCat("cannot use plugin ", file), plugin.rejected));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<Catalog> DiscoverPlugins(const std::vector<std::string>& files) {
   Discovery discovery;
   for (const std::string& file : files) {

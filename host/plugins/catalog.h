@@ -63,6 +63,10 @@ absl::StatusOr<PluginInfo> PluginInfoFromJson(const nlohmann::json& json);
 // are listed with their reason; two usable files that offer one method id are an error naming both.
 absl::StatusOr<Catalog> DiscoverPlugins(const std::vector<std::string>& files);
 
+// An error if one of the files somebody named was rejected; those merely found are left out
+// silently.
+absl::Status CheckNamedPlugins(const Catalog& catalog, const std::vector<std::string>& files);
+
 }  // namespace quantmill
 
 #endif  // QUANTMILL_HOST_PLUGINS_CATALOG_H_

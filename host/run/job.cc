@@ -81,20 +81,27 @@ class Job {
     QM_ASSIGN_OR_RETURN(Pipeline pipeline, PipelineOf(request_));
     std::vector<std::string> files = request_.plugins;
     files.insert(files.end(), pipeline.plugins.begin(), pipeline.plugins.end());
-    QM_ASSIGN_OR_RETURN(catalog_, DiscoverPlugins(files));
+    if (const absl::Status status = CheckFiles(pipeline, request_.resume); !status.ok()) {
+      return RefusedError(status);
+    }
+    absl::StatusOr<Catalog> catalog = DiscoverPlugins(files);
+    if (!catalog.ok()) return RefusedError(catalog.status());
+    catalog_ = *std::move(catalog);
+    if (const absl::Status status = CheckNamedPlugins(catalog_, files); !status.ok()) {
+      return RefusedError(status);
+    }
     absl::StatusOr<ModelConfig> config = ReadModelConfig(pipeline.model_path);
     if (!config.ok()) return RefusedError(config.status());
     absl::StatusOr<PipelinePlan> plan = CheckPipeline(pipeline, catalog_, *config);
     if (!plan.ok()) return RefusedError(plan.status());
     plan_ = *std::move(plan);
-    if (const absl::Status status = CheckFiles(plan_.pipeline, request_.resume); !status.ok()) {
-      return RefusedError(status);
-    }
     absl::StatusOr<std::unique_ptr<DenseSource>> source =
         DenseSource::Open(plan_.pipeline.model_path);
     if (!source.ok()) return RefusedError(source.status());
     source_ = *std::move(source);
-    QM_ASSIGN_OR_RETURN(backend_, MakeBackend(plan_.pipeline.device, plan_.pipeline.model_dtype));
+    auto backend = MakeBackend(plan_.pipeline.device, plan_.pipeline.model_dtype);
+    if (!backend.ok()) return RefusedError(backend.status());
+    backend_ = *std::move(backend);
     QM_ASSIGN_OR_RETURN(host_, MakeCpuBackend());
     QM_ASSIGN_OR_RETURN(methods_, LoadMethods(catalog_, MethodsToLoad(plan_, catalog_)));
     formats_ = std::make_unique<PluginFormats>(methods_, *host_);
@@ -180,9 +187,9 @@ class Job {
   absl::StatusOr<nlohmann::ordered_json> Finish(Clock::time_point start) {
     const nlohmann::ordered_json provenance =
         BuildProvenance(plan_, *engine_, digests_->Total(), calibration_digest_);
-    QM_RETURN_IF_ERROR(
-        WriteOutput(plan_, *engine_, provenance, *formats_, *backend_, sink_).status());
-    QM_ASSIGN_OR_RETURN(const VerifyReport verified, Verify());
+    QM_ASSIGN_OR_RETURN(const OutputResult output,
+                        WriteOutput(plan_, *engine_, provenance, *formats_, *backend_, sink_));
+    QM_ASSIGN_OR_RETURN(const VerifyReport verified, Verify(!output.written));
     int64_t original_bytes = 0;
     for (const auto& file : source_->checkpoint().files()) {
       std::error_code error;
@@ -200,9 +207,9 @@ class Job {
     result["seconds"] = SecondsSince(start);
     result["peak_rss_bytes"] = PeakRssBytes();
     result["peak_device_bytes"] = backend_->peak_device_bytes();
-    result["device"] = DeviceName(backend_->device());
     result["stages"] = StageSummary(plan_, engine_->units());
     if (!evaluation.is_null()) result["evaluation"] = std::move(evaluation);
+    result["device"] = DeviceName(backend_->device());
     result["units"] = static_cast<int64_t>(engine_->units().size());
     result["reused_units"] = engine_->reused_units();
     std::vector<std::string> warnings = verified.warnings;
@@ -230,12 +237,13 @@ class Job {
     return weights > 0 ? bits / weights : 0;
   }
 
-  absl::StatusOr<VerifyReport> Verify() {
+  absl::StatusOr<VerifyReport> Verify(bool check_digests) {
     UnitSource in_memory(*source_, Lookup(), *formats_);
     VerifyOptions options;
     options.directory = plan_.pipeline.export_path;
     options.expected = Lookup();
     options.in_memory = &in_memory;
+    options.check_digests = check_digests;
     options.planned_bits = report_.bits_per_weight;
     options.progress = [this](const std::string& step, int64_t done, int64_t total) {
       Progress(step, "block", done, total);
@@ -247,8 +255,9 @@ class Job {
     UnitSource model(*source_, Lookup(), *formats_);
     EvalOptions options;
     options.progress = [this](std::string_view stage, int64_t done, int64_t total) {
-      Progress(absl::StrCat("evaluate: ", AbslView(stage)), stage == "score" ? "window" : "block",
-               done, total);
+      const bool scoring = stage == "score";  // the last part: its end is the end of all
+      Progress(scoring ? "evaluate" : absl::StrCat("evaluate: ", AbslView(stage)),
+               scoring ? "window" : "block", done, total);
       return absl::OkStatus();
     };
     WeightSource* reference = plan_.pipeline.evaluate->reference ? source_.get() : nullptr;

@@ -1,5 +1,6 @@
 #include "host/run/output.h"
 
+#include <cmath>
 #include <filesystem>
 #include <map>
 #include <system_error>
@@ -22,15 +23,17 @@ constexpr char kProvenanceFile[] = "/quantmill_provenance.json";
 
 std::string MarkPath(const Pipeline& pipeline) { return pipeline.work_dir + "/output.json"; }
 
-// Identifies what is written, independent of white space.
-std::string Identity(const nlohmann::ordered_json& provenance) {
-  return Sha256Hex(nlohmann::json(provenance).dump());
+// Identifies what is written, independent of white space and of the digests of the files, which are
+// known only afterwards.
+std::string Identity(nlohmann::json provenance) {
+  if (provenance.is_object()) provenance.erase("files");
+  return Sha256Hex(provenance.dump());
 }
 
 // Identity of the provenance inside a directory; empty if there is none.
 std::string IdentityOf(const std::string& directory) {
   const auto json = ReadJson(directory + kProvenanceFile);
-  return json.ok() ? Sha256Hex(json->dump()) : "";
+  return json.ok() ? Identity(*json) : "";
 }
 
 // The identity this work directory last wrote, or was about to write, to `path`; empty if none.
@@ -135,7 +138,7 @@ absl::StatusOr<OutputResult> WriteOutput(const PipelinePlan& plan, Engine& engin
     sink({{"type", "progress"},
           {"stage", "export"},
           {"unit", "block"},
-          {"done", static_cast<int64_t>(fraction * static_cast<double>(plan.config.layers))},
+          {"done", std::llround(fraction * static_cast<double>(plan.config.layers + 1))},
           {"total", plan.config.layers}});
     return false;
   };

@@ -8,6 +8,7 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/base/status.h"
@@ -16,6 +17,9 @@
 #include "core/eval/logits.h"
 #include "core/eval/resident_model.h"
 #include "core/formats/distortion.h"
+#include "core/io/files.h"
+#include "core/io/json.h"
+#include "core/io/sha256.h"
 #include "core/model/graph.h"
 
 namespace quantmill {
@@ -53,6 +57,8 @@ class Verifier {
       : options_(options), formats_(formats), backend_(backend) {}
 
   absl::StatusOr<VerifyReport> Run() {
+    QM_RETURN_IF_ERROR(CheckModelDirectory(options_.directory));
+    if (options_.check_digests) QM_RETURN_IF_ERROR(CheckDigests());
     QM_ASSIGN_OR_RETURN(model_, OpenModel(options_.directory, &formats_));
     Say(absl::StrCat("reopened ", options_.directory, " as ",
                      model_->quantization() == nullptr ? "an unquantized checkpoint"
@@ -75,6 +81,37 @@ class Verifier {
       Progress(step, done, total);
       return absl::OkStatus();
     };
+  }
+
+  // Are the files those that were written? Weights must be; the others may have been edited.
+  absl::Status CheckDigests() {
+    const std::string path = options_.directory + "/quantmill_provenance.json";
+    if (!FileExists(path)) return absl::OkStatus();
+    QM_ASSIGN_OR_RETURN(const nlohmann::json provenance, ReadJson(path));
+    if (!provenance.is_object() || !provenance.contains("files")) return absl::OkStatus();
+    int64_t equal = 0;
+    for (const auto& [name, digest] : provenance["files"].items()) {
+      const std::string file = absl::StrCat(options_.directory, "/", name);
+      constexpr char kRemedy[] =
+          "remove the directory and write it again, with run --resume if the work directory is "
+          "still there";
+      if (!FileExists(file)) {
+        return absl::DataLossError(ErrorText(absl::StrCat(file, " is missing"),
+                                             "it was written with the others", kRemedy));
+      }
+      QM_ASSIGN_OR_RETURN(const std::string actual, Sha256OfFile(file));
+      if (digest == actual) {
+        ++equal;
+      } else if (absl::EndsWith(name, ".safetensors")) {
+        return absl::DataLossError(ErrorText(absl::StrCat(file, " is not what was written"),
+                                             "its SHA-256 differs from quantmill_provenance.json",
+                                             kRemedy));
+      } else {
+        report_.warnings.push_back(absl::StrCat(file, " was changed after it was written"));
+      }
+    }
+    Say(absl::StrCat(equal, " files have the SHA-256 they were written with"));
+    return absl::OkStatus();
   }
 
   absl::Status CheckSlots() {

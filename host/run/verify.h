@@ -23,6 +23,9 @@ struct VerifyOptions {
   // the logits must agree. Both or neither.
   PackedLookup expected;
   WeightSource* in_memory = nullptr;
+  // Compare the files with the digests in quantmill_provenance.json; not needed right after
+  // writing.
+  bool check_digests = true;
   double planned_bits = 0;  // per weight; 0 = not compared
   // The original model's directory: its logits are compared, for information. May be empty.
   std::string reference;

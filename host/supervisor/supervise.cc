@@ -68,9 +68,9 @@ class Supervisor {
       QM_RETURN_IF_ERROR(journal_sink_.status());
       if (end.interrupted) return Interrupted();
       if (last_ && Text(*last_, "type") == "result") {
-        return SuperviseResult{
-            nlohmann::ordered_json::parse(Text(*last_, "value"), nullptr, /*allow_exceptions=*/false),
-            peak_rss_};
+        return SuperviseResult{nlohmann::ordered_json::parse(Text(*last_, "value"), nullptr,
+                                                             /*allow_exceptions=*/false),
+                               peak_rss_};
       }
       if (last_) return StatusOf(*last_);
       QM_RETURN_IF_ERROR(HandleLoss(end));
