@@ -48,6 +48,8 @@ absl::StatusOr<JobRequest> JobRequestFromJson(const nlohmann::json& json) {
     request.resume = json.at("resume");
     request.last_words = json.at("last_words");
     request.journal.finished = json.at("finished").get<std::map<std::string, std::string>>();
+    // The second worker of a run goes on where the first one was lost, perhaps after the export.
+    request.resume = request.resume || !request.journal.finished.empty();
     for (const nlohmann::json& crash : json.at("crashes")) {
       request.journal.crashes.push_back({crash.at("key"), crash.at("slots"), crash.at("how")});
     }

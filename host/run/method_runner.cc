@@ -378,6 +378,9 @@ absl::Status WriteCrashBundle(const std::string& directory, Backend& backend,
                                  {"weight_dtype", std::string(DTypeName(task.weight_dtype))},
                                  {"scale_dtype", std::string(DTypeName(task.scale_dtype))},
                                  {"row_count", rows},
+                                 {"device", DeviceName(backend.device())},
+                                 {"scratch_bytes", task.plan->scratch_bytes},
+                                 {"format_id", task.plan->format_id},
                                  {"seed", task.seed},
                                  {"options", *task.options}};
   return WriteFile(directory + "/call.json", call.dump(1) + "\n");

@@ -152,7 +152,13 @@ absl::StatusOr<OutputResult> WriteOutput(const PipelinePlan& plan, Engine& engin
       WriteFile(MarkPath(pipeline),
                 nlohmann::ordered_json({{"path", path}, {"identity", identity}}).dump(1) + "\n"));
   UnitExport source(engine);
-  QM_ASSIGN_OR_RETURN(result.exported, ExportCheckpoint(options, source, &formats, backend));
+  absl::StatusOr<ExportResult> exported = ExportCheckpoint(options, source, &formats, backend);
+  if (!exported.ok()) {
+    // The older output is better than none.
+    if (replaces) fs::rename(old, path, error);
+    return exported.status();
+  }
+  result.exported = *std::move(exported);
   fs::remove_all(old, error);
   return result;
 }

@@ -2,6 +2,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "core/io/safetensors_reader.h"
+#include "core/tensor/dtype.h"
 #include "gmock/gmock.h"
 #include "tests/crash/run_fixture.h"
 
@@ -46,6 +48,46 @@ TEST_F(CrashTest, SegfaultIsNamedRetriedOnceAndStopsTheRun) {
   const ProgramResult again = RunPipeline(Path("p.yaml"), {"--resume"});
   EXPECT_EQ(again.exit_code, 1);
   EXPECT_THAT(again.err, AllOf(HasSubstr("twice; not tried again"), Not(HasSubstr("retrying"))));
+}
+
+// All that is needed to make a failed call again: the weight as in the model, the statistics the
+// plugin got, its options with their defaults, and the seed.
+TEST_F(CrashTest, BundleHoldsTheWholeCall) {
+  const std::string stages =
+      "  - {name: main, use: org.example.offender, options: {statistics: true}, overrides: "
+      "[{layers: ['" +
+      std::string(kBadLayer) + "'], options: {statistics: true, misbehave: fail}}]}\n";
+  ASSERT_EQ(RunPipeline(Pipeline("p", stages, "quantmill", kCalibration)).exit_code, 1);
+  std::string directory;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(Path("p.work/crash"))) {
+    if (entry.path().filename() == "call.json") directory = entry.path().parent_path().string();
+  }
+  ASSERT_FALSE(directory.empty());
+  std::ifstream file(directory + "/call.json");
+  const auto call = nlohmann::json::parse(file);
+  EXPECT_EQ(call["plugin"], "org.example.offender");
+  EXPECT_EQ(call["slot"], kBadLayer);
+  EXPECT_EQ(call["role"], "mlp.down");
+  EXPECT_EQ(call["options"]["misbehave"], "fail");
+  EXPECT_EQ(call["options"]["flag_file"], "");
+  EXPECT_EQ(call["row_count"], 4 * 64);
+  EXPECT_GT(call["seed"].get<uint64_t>(), 0u);
+  EXPECT_EQ(call["device"], "cpu");
+  const int64_t out = call["out_features"], in = call["in_features"];
+  const auto weight = SafetensorsFile::Open(directory + "/weight.safetensors");
+  const auto statistics = SafetensorsFile::Open(directory + "/statistics.safetensors");
+  const auto model = SafetensorsFile::Open(model_ + "/model.safetensors");
+  ASSERT_TRUE(weight.ok() && statistics.ok() && model.ok());
+  const Tensor w = (*weight)->Get("weight").value();
+  EXPECT_EQ(w.shape(), Shape({out, in}));
+  const Tensor stored = (*model)->Get(std::string(kBadLayer) + ".weight").value();
+  ASSERT_EQ(stored.dtype(), DType::kBF16);
+  for (int64_t i = 0; i < w.elements(); i += 101) {
+    EXPECT_EQ(w.as<float>()[i], BF16ToF32(stored.as<uint16_t>()[i]));
+  }
+  const Tensor hessian = (*statistics)->Get("hessian").value();
+  EXPECT_EQ(hessian.shape(), Shape({in, in}));
+  EXPECT_GT(hessian.as<float>()[0], 0.0f);
 }
 
 TEST_F(CrashTest, CrashThatDoesNotComeBackIsHarmless) {

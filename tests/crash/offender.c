@@ -15,6 +15,8 @@ static qm_status plan(qm_call* c, const qm_linear_info* li, qm_quant_plan* out) 
     return c->fail(c, QM_INVALID_ARGUMENT, "this layer is not to my taste; use another method");
   }
   if (strcmp(c->opt_str(c, "misbehave"), "crash-in-plan") == 0) raise(SIGSEGV);
+  static const qm_stat_request kStats[] = {{QM_STAT_HESSIAN, 0, QM_F32, 0}};
+  if (c->opt_i64(c, "statistics")) out->stats = kStats, out->stat_count = 1;
   out->format_id = "qm.fmt.affine-int/1";
   return QM_OK;
 }
@@ -83,13 +85,14 @@ static const qm_option kOptions[] = {
     {"misbehave", "none",
      "none|refuse|crash-in-plan|segfault|abort|exit|hang|bare|fail|slow|bad-scale|wrong-shape",
      "what to do wrong", QM_OPT_ENUM, 0},
+    {"statistics", "false", NULL, "ask for a Hessian", QM_OPT_BOOL, 0},
     {"flag_file", "", NULL, "misbehave once: until this file exists", QM_OPT_STR, 0}};
 static const qm_method kMethod = {sizeof kMethod,
                                   "org.example.offender",
                                   "0.1.0",
                                   "misbehaves on demand",
                                   kOptions,
-                                  2,
+                                  3,
                                   QM_METHOD_DETERMINISTIC,
                                   ext};
 static const qm_method* const kMethods[] = {&kMethod};

@@ -136,6 +136,109 @@ TEST_F(ResumeTest, DamagedUnitIsComputedAgain) {
   EXPECT_EQ(Tree(Path("p.out")), expected);
 }
 
+// A unit that needs statistics, damaged before or after the last block that is still measured.
+TEST_F(ResumeTest, DamagedUnitWithStatisticsIsMeasuredAndComputedAgain) {
+  const std::string pipeline = Pipeline("p", kTwoStages, "quantmill", kCalibration);
+  ASSERT_EQ(RunPipeline(pipeline, {"--json", Path("r.json")}).exit_code, 0);
+  const auto expected = Tree(Path("p.out"));
+  const int units = Json("r.json")["units"];
+  const auto work = Tree(Path("p.work/units"));
+  int damaged = 0;
+  for (const auto& [name, content] : work) {
+    if (fs::path(name).filename() != "unit.json") continue;
+    const auto unit = nlohmann::json::parse(content);
+    if (unit["stage"] != "mlp") continue;
+    const fs::path file = fs::path(Path("p.work/units")) / fs::path(name).parent_path();
+    if (++damaged % 2 == 0) {
+      fs::remove(file / "out.safetensors");
+    } else {
+      // One bit of the data, which only the digest can notice.
+      std::fstream data(file / "out.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+      data.seekg(-1, std::ios::end);
+      const char flipped = static_cast<char>(data.get() ^ 1);
+      data.seekp(-1, std::ios::end);
+      data.put(flipped);
+    }
+    fs::remove_all(Path("p.out"));
+    const ProgramResult resumed = RunPipeline(pipeline, {"--resume", "--json", Path("r.json")});
+    ASSERT_EQ(resumed.exit_code, 0) << resumed.err;
+    EXPECT_THAT(resumed.err, HasSubstr("computed again"));
+    EXPECT_EQ(Json("r.json")["reused_units"], units - 1);
+    EXPECT_EQ(Tree(Path("p.out")), expected) << "block " << unit["block"];
+  }
+  EXPECT_GE(damaged, 2);
+}
+
+// Blocks without a slot of any stage, before and behind one with statistics.
+TEST_F(ResumeTest, BlocksWithoutSlotsDoNotMatter) {
+  for (const std::string layers : {"model.layers.1.mlp.*", "model.layers.0.mlp.*"}) {
+    const std::string name = layers.substr(13, 1);
+    const std::string pipeline = Pipeline(
+        name, "  - {use: gptq, layers: ['" + layers + "'], options: {bits: 4, group_size: 64}}\n",
+        "quantmill", kCalibration);
+    ASSERT_EQ(RunPipeline(pipeline).exit_code, 0);
+    const auto expected = Tree(Path(name + ".out"));
+    const ProgramResult again = RunPipeline(pipeline, {"--resume", "--json", Path("r.json")});
+    ASSERT_EQ(again.exit_code, 0) << again.err;
+    EXPECT_EQ(Json("r.json")["reused_units"], 1) << layers;
+    fs::remove_all(Path(name + ".out"));
+    ASSERT_EQ(RunPipeline(pipeline, {"--resume"}).exit_code, 0);
+    EXPECT_EQ(Tree(Path(name + ".out")), expected);
+  }
+}
+
+// The same pipeline with other options puts its new output in the place of its old one.
+TEST_F(ResumeTest, OwnOutputIsReplaced) {
+  const std::string pipeline = Pipeline("p", kTwoStages, "quantmill", kCalibration);
+  ASSERT_EQ(RunPipeline(pipeline).exit_code, 0);
+  const auto before = Tree(Path("p.out"));
+  const ProgramResult changed =
+      RunPipeline(pipeline, {"--resume", "--set", "stages.0.options.bits=4"});
+  ASSERT_EQ(changed.exit_code, 0) << changed.err;
+  EXPECT_NE(Tree(Path("p.out")), before);
+  EXPECT_FALSE(fs::exists(Path("p.out.quantmill-old")));
+  ASSERT_EQ(RunPipeline(pipeline, {"--resume"}).exit_code, 0);
+  EXPECT_EQ(Tree(Path("p.out")), before);
+}
+
+TEST_F(ResumeTest, ThreadsDoNotMatter) {
+  const std::string pipeline = Pipeline("p", kTwoStages, "quantmill", kCalibration);
+  ASSERT_EQ(RunPipeline(pipeline, {}, {"taskset -c 0"}).exit_code, 0);
+  const auto expected = Tree(Path("p.out"));
+  const ProgramResult again = RunPipeline(pipeline, {"--resume", "--json", Path("r.json")});
+  ASSERT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_EQ(Json("r.json")["reused_units"], Json("r.json")["units"]);
+  const std::string other = Pipeline("q", kTwoStages, "quantmill", kCalibration);
+  ASSERT_EQ(RunPipeline(other).exit_code, 0);
+  EXPECT_EQ(Tree(Path("q.out")), expected);
+}
+
+// A later stage works on what an earlier one left, and what it gives up is dense again.
+TEST_F(ResumeTest, RequantizedSlots) {
+  const std::string stages =
+      "  - {name: first, use: ptq, layers: ['*.mlp.*'], options: {bits: 8, group_size: 64}}\n"
+      "  - {name: second, use: org.example.offender, layers: ['*.down_proj'], requantize: true, "
+      "on_error: keep-dense, overrides: [{layers: ['model.layers.0.*'], options: {misbehave: "
+      "fail}}]}\n"
+      "  - {name: third, use: gptq, layers: ['*.self_attn.*'], options: {bits: 4, group_size: "
+      "64}}\n";
+  const std::string pipeline = Pipeline("p", stages, "quantmill", kCalibration);
+  const ProgramResult whole = RunPipeline(pipeline, {"--json", Path("r.json")});
+  ASSERT_EQ(whole.exit_code, 0) << whole.err;
+  const auto result = Json("r.json");
+  EXPECT_THAT(result["unquantized"].dump(), HasSubstr("model.layers.0.mlp.down_proj"));
+  EXPECT_THAT(result["checks"].dump(), HasSubstr("agree with the model in memory"));
+  const auto slots =
+      nlohmann::json::parse(Tree(Path("p.out"))["quantmill_provenance.json"])["slots"];
+  EXPECT_EQ(slots["model.layers.1.mlp.down_proj"].size(), 2u);
+  const auto expected = Tree(Path("p.out"));
+  fs::remove_all(Path("p.out"));
+  const std::string journal = Tree(Path("p.work"))["journal.jsonl"];
+  CutJournal("p.work/journal.jsonl", 6, "");
+  ASSERT_EQ(RunPipeline(pipeline, {"--resume"}).exit_code, 0);
+  EXPECT_EQ(Tree(Path("p.out")), expected);
+}
+
 TEST_F(ResumeTest, RefusesBeforeWorking) {
   fs::create_directories(Path("p.out"));
   const ProgramResult exists = RunPipeline(Pipeline("p", kTwoStages, "quantmill", kCalibration));
