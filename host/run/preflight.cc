@@ -1,5 +1,6 @@
 #include "host/run/preflight.h"
 
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -26,8 +28,12 @@ namespace fs = std::filesystem;
 constexpr double kCpuFlopsPerThread = 5e10;  // for a rough time, within a factor of two or three
 constexpr double kGpuFlops = 2e14;
 constexpr double kDiskBytesPerSecond = 1e9;
-constexpr double kUnknownBits = 8;                  // assumed of methods that do not say
-constexpr int64_t kBaseBytes = int64_t{100} << 20;  // the program itself
+constexpr double kUnknownBits = 8;  // assumed of methods that do not say
+// What an exported directory holds besides tensor data and copied files, in bytes.
+constexpr int64_t kHeaderBytes = 103;       // of a tensor in the header of its file
+constexpr int64_t kRecordBytes = 470;       // of a slot in the provenance file,
+constexpr int64_t kRecordOptionBytes = 40;  // and of each of its options
+constexpr int64_t kTensorsPerSlot = 3;
 
 int64_t OptionInt(const ResolvedOptions& options, const char* name, int64_t otherwise) {
   const auto it = options.find(name);
@@ -55,6 +61,55 @@ double ExpectedBits(const std::string& format_id, const ResolvedOptions& options
     bits += 32.0 / static_cast<double>(slot.out_features);  // group_index
   }
   return bits;
+}
+
+// Bits per weight in a file of this target; those of the format in memory where it has no rule of
+// its own (reference of the layouts: plugin_api/FORMATS.md).
+double StoredBits(const std::string& target, const std::string& format_id,
+                  const ResolvedOptions& options, const LinearSlot& slot, DType scale_dtype) {
+  const double bits = ExpectedBits(format_id, options, slot, scale_dtype);
+  const auto params = ParseAffineIntJson(ExpectedFormatJson(format_id, options));
+  if (bits == 0 || !params.ok()) return bits;
+  const bool gptq = target == "gptq" || target == "gptq_v2";
+  if (!gptq && target != "compressed-tensors") return bits;
+  const double in = static_cast<double>(slot.in_features);
+  const double out = static_cast<double>(slot.out_features);
+  const double group = params->group_size < 0 ? in : static_cast<double>(params->group_size);
+  const double scale = 8.0 * static_cast<double>(ElementSize(gptq ? DType::kF16 : scale_dtype));
+  // GPTQ files always have packed zero points and g_idx.
+  if (gptq) return params->bits + (scale + params->bits) / group + 32.0 / out;
+  double stored = params->bits + scale / group + 128.0 / (in * out);  // weight_shape
+  if (params->zero == AffineIntParams::Zero::kInt) stored += params->bits / group;
+  if (OptionText(options, "act_order") == "true" &&
+      OptionText(options, "static_groups") != "true") {
+    stored += 32.0 / out;
+  }
+  return stored;
+}
+
+// Files of the model's directory that are copied: all but weights and their index.
+int64_t CopiedBytes(const std::string& directory) {
+  int64_t bytes = 0;
+  std::error_code error;
+  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    const std::string extension = it->path().extension().string();
+    const bool kept = extension == ".json" || extension == ".model" || extension == ".jinja";
+    if (!kept || absl::StrContains(name, ".safetensors.") || absl::StartsWith(name, "reference")) {
+      continue;
+    }
+    bytes += static_cast<int64_t>(it->file_size(error));
+  }
+  return bytes;
+}
+
+// The most this process has held so far (the program, its libraries and plugins), and what the
+// first computation adds to it on any model: buffers of the linear algebra, stacks, code.
+int64_t BaseBytes() {
+  constexpr int64_t kComputing = int64_t{70} << 20;
+  struct rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{usage.ru_maxrss} * 1024 + kComputing;
 }
 
 int64_t Weights(const LinearSlot& slot) { return slot.out_features * slot.in_features; }
@@ -194,8 +249,11 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
                                        const Checkpoint& checkpoint, Backend& backend) {
   PlanReport report;
   report.device = DeviceName(backend.device());
-  double packed_bits = 0;
+  const std::string& target = plan.pipeline.export_format;
+  double packed_bits = 0, stored_bits = 0;
   int64_t slot_bytes = 0;
+  int64_t other_bytes = CopiedBytes(plan.pipeline.model_path) +
+                        static_cast<int64_t>(checkpoint.tensors().size()) * kHeaderBytes;
   for (size_t s = 0; s < stages.stages.size(); ++s) {
     const PreparedStage& stage = stages.stages[s];
     for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
@@ -218,6 +276,12 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
       if (plan.packed_by[static_cast<size_t>(index)] == static_cast<int>(s)) {
         report.parameters += Weights(slot);
         packed_bits += bits * static_cast<double>(Weights(slot));
+        const double stored =
+            StoredBits(target, slot_plan.format_id, stage.OptionsOf(i), slot, stages.scale_dtype);
+        stored_bits += (stored > 0 ? stored : bits) * static_cast<double>(Weights(slot));
+        other_bytes += kRecordBytes +
+                       kRecordOptionBytes * static_cast<int64_t>(stage.OptionsOf(i).size()) +
+                       (target == "dense" ? 0 : (kTensorsPerSlot - 1) * kHeaderBytes);
         const CheckpointTensor* tensor = checkpoint.Find(slot.name + ".weight");
         if (tensor != nullptr) slot_bytes += static_cast<int64_t>(tensor->entry->bytes());
       }
@@ -231,9 +295,10 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
   for (const CheckpointTensor& tensor : checkpoint.tensors()) {
     original += static_cast<int64_t>(tensor.entry->bytes());
   }
-  report.output_bytes = plan.pipeline.export_format == "dense"
-                            ? original
-                            : original - slot_bytes + static_cast<int64_t>(packed_bits / 8);
+  report.output_bytes = original + other_bytes;
+  if (target != "dense") {
+    report.output_bytes += static_cast<int64_t>(stored_bits / 8) - slot_bytes;
+  }
 
   const CalibrationMemory calibration = LargestCalibration(plan, stages, backend);
   const int64_t block = LargestBlockBytes(plan, checkpoint);
@@ -242,7 +307,7 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
   if (stages.NeedsStatistics()) {  // the block with dequantized weights
     working += block * ElementSize(backend.activation_dtype()) / 2;
   }
-  report.peak_host_bytes = kBaseBytes + calibration.hidden + block;
+  report.peak_host_bytes = BaseBytes() + calibration.hidden + block;
   if (backend.device().is_cuda()) {
     report.peak_device_bytes = working;
   } else {
