@@ -11,7 +11,7 @@
 
 namespace {
 
-const void* NoTables(const qm_method*, const char*) { return nullptr; }
+const void* NoTables(const qm_method*, const char*) noexcept { return nullptr; }
 
 // An empty text stands for NULL.
 const char* TextOrNull(const std::string& text) { return text.empty() ? nullptr : text.c_str(); }
