@@ -197,7 +197,7 @@ class Job {
     }
     nlohmann::ordered_json result = {{"output", plan_.pipeline.export_path},
                                      {"format", plan_.pipeline.export_format},
-                                     {"bits_per_weight", BitsPerWeight()},
+                                     {"bits_per_weight", verified.bits_per_weight},
                                      {"size_bytes", verified.size_bytes},
                                      {"original_bytes", original_bytes}};
     nlohmann::ordered_json evaluation;
@@ -221,20 +221,6 @@ class Job {
     result["warnings"] = warnings;
     result["unquantized"] = verified.unquantized;
     return result;
-  }
-
-  // Of everything that was packed and exported.
-  double BitsPerWeight() const {
-    double bits = 0, weights = 0;
-    for (const Unit& unit : engine_->units()) {
-      for (const SlotRecord& r : unit.slots) {
-        if (!r.packed) continue;
-        const double count = static_cast<double>(r.out_features * r.in_features);
-        bits += r.bits_per_weight * count;
-        weights += count;
-      }
-    }
-    return weights > 0 ? bits / weights : 0;
   }
 
   absl::StatusOr<VerifyReport> Verify(bool check_digests) {

@@ -250,7 +250,7 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
   PlanReport report;
   report.device = DeviceName(backend.device());
   const std::string& target = plan.pipeline.export_format;
-  double packed_bits = 0, stored_bits = 0;
+  double stored_bits = 0;
   int64_t slot_bytes = 0;
   int64_t other_bytes = CopiedBytes(plan.pipeline.model_path) +
                         static_cast<int64_t>(checkpoint.tensors().size()) * kHeaderBytes;
@@ -275,7 +275,6 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
       report.work_bytes += static_cast<int64_t>(bits * static_cast<double>(Weights(slot)) / 8);
       if (plan.packed_by[static_cast<size_t>(index)] == static_cast<int>(s)) {
         report.parameters += Weights(slot);
-        packed_bits += bits * static_cast<double>(Weights(slot));
         const double stored =
             StoredBits(target, slot_plan.format_id, stage.OptionsOf(i), slot, stages.scale_dtype);
         stored_bits += (stored > 0 ? stored : bits) * static_cast<double>(Weights(slot));
@@ -289,7 +288,7 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
     }
   }
   if (report.parameters > 0) {
-    report.bits_per_weight = packed_bits / static_cast<double>(report.parameters);
+    report.bits_per_weight = stored_bits / static_cast<double>(report.parameters);
   }
   int64_t original = 0;
   for (const CheckpointTensor& tensor : checkpoint.tensors()) {

@@ -17,6 +17,7 @@
 #include "core/eval/logits.h"
 #include "core/eval/resident_model.h"
 #include "core/formats/distortion.h"
+#include "core/io/checkpoint_files.h"
 #include "core/io/files.h"
 #include "core/io/json.h"
 #include "core/io/sha256.h"
@@ -49,6 +50,20 @@ Tensor SampleIds(const ModelConfig& config) {
     ids.push_back(static_cast<int32_t>((i * 7919 + 13) % config.vocab_size));
   }
   return Tensor::FromI32(Shape({1, count}), ids);
+}
+
+// Bytes of a linear's weight in the file: everything under its name but the bias.
+int64_t StoredBytes(const Checkpoint& checkpoint, const std::string& slot) {
+  const std::vector<CheckpointTensor>& tensors = checkpoint.tensors();
+  const std::string prefix = slot + ".";
+  auto it = std::lower_bound(
+      tensors.begin(), tensors.end(), prefix,
+      [](const CheckpointTensor& t, const std::string& name) { return t.entry->name < name; });
+  int64_t bytes = 0;
+  for (; it != tensors.end() && absl::StartsWith(it->entry->name, prefix); ++it) {
+    if (it->entry->name != prefix + "bias") bytes += static_cast<int64_t>(it->entry->bytes());
+  }
+  return bytes;
 }
 
 class Verifier {
@@ -117,6 +132,7 @@ class Verifier {
   absl::Status CheckSlots() {
     std::vector<LinearSlot> slots = AllSlots(model_->config());
     slots.push_back(HeadSlot(model_->config()));
+    QM_ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(options_.directory));
     double bits = 0, weights = 0;
     for (size_t i = 0; i < slots.size(); ++i) {
       const LinearSlot& slot = slots[i];
@@ -128,10 +144,12 @@ class Verifier {
       }
       if (stored.ok()) {
         ++report_.packed_slots;
-        bits += static_cast<double>(stored->bytes()) * 8;
-        weights += static_cast<double>(stored->out_features * stored->in_features);
       } else {
         report_.unquantized.push_back(slot.name);
+      }
+      if (stored.ok() || expected != nullptr) {
+        bits += 8.0 * static_cast<double>(StoredBytes(*checkpoint, slot.name));
+        weights += static_cast<double>(slot.out_features * slot.in_features);
       }
       if (options_.expected && model_->quantization() != nullptr) {
         QM_RETURN_IF_ERROR(Compare(slot, stored.ok() ? &*stored : nullptr, expected.get()));
@@ -183,7 +201,9 @@ class Verifier {
     Say(absl::StrFormat("%.3f bits per weight, %d bytes", report_.bits_per_weight,
                         report_.size_bytes));
     const double planned = options_.planned_bits;
-    if (planned <= 0 || std::abs(report_.bits_per_weight / planned - 1) <= kBitsTolerance) return;
+    if (planned <= 0 || model_->quantization() == nullptr ||
+        std::abs(report_.bits_per_weight / planned - 1) <= kBitsTolerance)
+      return;
     report_.warnings.push_back(absl::StrFormat("%.3f bits per weight were planned, %.3f are stored",
                                                planned, report_.bits_per_weight));
   }

@@ -37,7 +37,7 @@ struct VerifyReport {
   std::vector<std::string> warnings;     // not wrong, but worth a look
   std::vector<std::string> unquantized;  // linears that are stored dense
   int64_t packed_slots = 0;
-  double bits_per_weight = 0;                 // of the packed slots; 0 = none
+  double bits_per_weight = 0;                 // stored for the quantized linears; 0 = none
   int64_t size_bytes = 0;                     // of the directory
   std::optional<double> logit_difference;     // largest, against the model in memory
   std::optional<double> reference_kl;         // mean, against the reference, nats
