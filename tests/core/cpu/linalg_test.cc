@@ -183,6 +183,42 @@ TEST(InverseCholesky, FactorsTheInverse) {
   }
 }
 
+// Above 4096 columns the factorisation is in f32. U (H + shift I) U^T v must be v; a product of
+// matrices of this size in f64 would take minutes.
+TEST(InverseCholesky, LargeMatricesInF32) {
+  constexpr int64_t n = 4096 + 129, rows = 64;
+  constexpr double damp = 1.0;
+  Tensor h = RandomGram(n, rows);
+  const Tensor u = Garbage({n, n});
+  ASSERT_TRUE(Cpu().InverseCholesky(h.View(), damp, u.View()).ok());
+  double shift = 0;
+  for (int64_t i = 0; i < n; ++i) shift += damp * h.as<float>()[i * n + i] / n;
+  const std::vector<double> v = Values(RandomTensor({n}, 3));
+  std::vector<double> back(n), product(n);  // U^T v and (H + shift I) U^T v
+  for (int64_t i = 0; i < n; ++i) {
+    const float* row = u.as<float>() + i * n;
+    ASSERT_GT(row[i], 0.0f);
+    for (int64_t j = 0; j < i; ++j) ASSERT_EQ(row[j], 0.0f);
+    for (int64_t j = i; j < n; ++j) back[j] += row[j] * v[i];
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    product[i] = shift * back[i];
+    for (int64_t j = 0; j < n; ++j) product[i] += h.as<float>()[i * n + j] * back[j];
+  }
+  // The largest eigenvalue of the Gram matrix is about (sqrt(n) + sqrt(rows))^2 (Marchenko-Pastur)
+  // and the smallest 0; the diagonal, and with it the shift, is about `rows`.
+  const double largest = std::pow(std::sqrt(n) + std::sqrt(rows), 2);
+  const double tolerance = SumTolerance(n, 1 + largest / (damp * rows));
+  for (int64_t i = 0; i < n; ++i) {
+    double sum = 0;
+    for (int64_t j = i; j < n; ++j) sum += u.as<float>()[i * n + j] * product[j];
+    ASSERT_NEAR(sum, v[i], tolerance) << i;
+  }
+  h.as<float>()[n * n - 1] = -1e6f;
+  EXPECT_EQ(Cpu().InverseCholesky(h.View(), damp, u.View()).code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
 TEST(InverseCholesky, KnownTwoByTwo) {
   // H = [[5, 2], [2, 1]] = R R^T with R = [[1, 2], [0, 1]], so U = R^-1 = [[1, -2], [0, 1]].
   const Tensor h = Tensor::FromF32({2, 2}, {5, 2, 2, 1});
