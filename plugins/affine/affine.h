@@ -8,12 +8,11 @@
 
 #include "quantmill/format.h"
 #include "quantmill/linear_kernel.h"
+#include "quantmill/sdk/affine_int.hpp"
 #include "quantmill/sdk/plugin.hpp"
 #include "quantmill/sdk/tensor.hpp"
 
 namespace affine {
-
-inline constexpr char kFormatId[] = "qm.fmt.affine-int/1";
 
 enum class Zero { kNone, kInt, kFloat };
 

@@ -40,8 +40,6 @@ uint32_t GetField(const uint32_t* words, int64_t stride, int64_t index, int bits
   return static_cast<uint32_t>(wide >> (bit % 32)) & ((1u << bits) - 1);
 }
 
-int64_t Words(int64_t count, int bits) { return (count * bits + 31) / 32; }
-
 // The value of `"key":` in canonical JSON, up to the next comma or brace; "" if absent.
 std::string JsonValue(const char* json, const char* key) {
   const std::string pattern = qm::StrCat("\"", key, "\":");
@@ -140,8 +138,10 @@ qm_status ToGptq(qm_call* call, Target target, const char* layer, const Weight& 
   }
   const std::vector<uint8_t> zeros = ZerosByGroup(w);
   qm_tensor qweight, qzeros, scales, g_idx;
-  QM_TRY(emitter->Emit("qweight", kHost, QM_I32, {Words(w.in, bits), w.out}, &qweight));
-  QM_TRY(emitter->Emit("qzeros", kHost, QM_I32, {w.groups, Words(w.out, bits)}, &qzeros));
+  QM_TRY(emitter->Emit("qweight", kHost, QM_I32, {qm::AffineWordsPerRow(w.in, bits), w.out},
+                       &qweight));
+  QM_TRY(emitter->Emit("qzeros", kHost, QM_I32, {w.groups, qm::AffineWordsPerRow(w.out, bits)},
+                       &qzeros));
   QM_TRY(emitter->Emit("scales", kHost, w.scale_dtype, {w.groups, w.out}, &scales));
   QM_TRY(emitter->Emit("g_idx", kHost, QM_I32, {w.in}, &g_idx));
 
@@ -150,7 +150,7 @@ qm_status ToGptq(qm_call* call, Target target, const char* layer, const Weight& 
   Transpose(w.codes, w.out, w.words, 4, qweight.data);
   Transpose(w.scale, w.out, w.groups, 2, scales.data);
   std::memset(qzeros.data, 0, static_cast<size_t>(Bytes(qzeros)));
-  const int64_t zero_words = Words(w.out, bits);
+  const int64_t zero_words = qm::AffineWordsPerRow(w.out, bits);
   for (int64_t g = 0; g < w.groups; ++g) {
     uint32_t* row = static_cast<uint32_t*>(qzeros.data) + g * zero_words;
     for (int64_t o = 0; o < w.out; ++o) {
@@ -233,7 +233,7 @@ qm_status FromGptq(qm_call* call, Target target, const char* layer, const qm_nam
                     "-bit fields");
   }
   const int64_t groups = p.group_size == -1 ? 1 : k / p.group_size;
-  QM_TRY(NeedShape(call, layer, "qzeros", *qzeros, groups, Words(n, bits)));
+  QM_TRY(NeedShape(call, layer, "qzeros", *qzeros, groups, qm::AffineWordsPerRow(n, bits)));
   QM_TRY(NeedShape(call, layer, "scales", *scales, groups, n));
 
   const uint32_t mask = (1u << bits) - 1;
@@ -326,8 +326,8 @@ qm_status ToCompressed(qm_call* call, const char* layer, const Weight& w, const 
   if (w.zero != nullptr) {
     qm_tensor zero;
     const int bits = w.params.bits;
-    QM_TRY(
-        emitter->Emit("weight_zero_point", kHost, QM_I32, {Words(w.out, bits), w.groups}, &zero));
+    QM_TRY(emitter->Emit("weight_zero_point", kHost, QM_I32,
+                         {qm::AffineWordsPerRow(w.out, bits), w.groups}, &zero));
     std::memset(zero.data, 0, static_cast<size_t>(Bytes(zero)));
     for (int64_t o = 0; o < w.out; ++o) {
       for (int64_t g = 0; g < w.groups; ++g) {
@@ -381,10 +381,10 @@ qm_status ReadPackedCodes(qm_call* call, const char* layer, const qm_named_tenso
   };
   *n = extent(0);
   *k = extent(1);
-  if (*n != packed->shape[0] || *k < 1 || Words(*k, bits) != packed->shape[1]) {
+  if (*n != packed->shape[0] || *k < 1 || qm::AffineWordsPerRow(*k, bits) != packed->shape[1]) {
     return qm::Fail(call, QM_INVALID_ARGUMENT, "tensor 'weight_packed' of layer ", layer,
                     " has shape [", packed->shape[0], ", ", packed->shape[1], "]; a weight [", *n,
-                    ", ", *k, "] with ", bits, " bits needs ", Words(*k, bits),
+                    ", ", *k, "] with ", bits, " bits needs ", qm::AffineWordsPerRow(*k, bits),
                     " words per row. 3-bit files of compressed-tensors before ",
                     "June 2026 hold 10 codes per word and are not supported");
   }
@@ -398,7 +398,7 @@ qm_status ReadByteCodes(qm_call* call, const char* layer, const qm_named_tensor*
   QM_TRY(Need(call, layer, tensors, count, "weight", 2, {QM_I8}, &weight));
   *n = weight->shape[0];
   *k = weight->shape[1];
-  const int64_t words = Words(*k, bits);
+  const int64_t words = qm::AffineWordsPerRow(*k, bits);
   qm_tensor codes;
   QM_TRY(emitter->Emit("codes", kHost, QM_I32, {*n, words}, &codes));
   std::memset(codes.data, 0, static_cast<size_t>(Bytes(codes)));
@@ -425,8 +425,8 @@ qm_status ReadCompressedZero(qm_call* call, const char* layer, const qm_named_te
   const qm_tensor* stored;
   QM_TRY(Need(call, layer, tensors, count, "weight_zero_point", 2, {config.packed ? QM_I32 : QM_I8},
               &stored));
-  QM_TRY(NeedShape(call, layer, "weight_zero_point", *stored, config.packed ? Words(n, bits) : n,
-                   groups));
+  QM_TRY(NeedShape(call, layer, "weight_zero_point", *stored,
+                   config.packed ? qm::AffineWordsPerRow(n, bits) : n, groups));
   qm_tensor zero;
   QM_TRY(emitter->Emit("zero", kHost, QM_U8, {n, groups}, &zero));
   for (int64_t o = 0; o < n; ++o) {

@@ -173,12 +173,8 @@ qm_status CpuPrepack(qm_call* call, const qm_packed& packed, const Weight& w, qm
     for (int64_t o = begin; o < end; ++o) {
       UnpackCodes(w.codes + o * w.words, w.in, w.params.bits, row.data());
       uint32_t* words = static_cast<uint32_t*>(codes.data) + o * w.words;
-      std::memset(words, 0, static_cast<size_t>(w.words) * sizeof *words);
-      for (int64_t i = 0; i < w.in; ++i) {
-        const int64_t bit = i * w.params.bits;
-        const uint64_t field = static_cast<uint64_t>(row[order[i]]) << (bit % 32);
-        words[bit / 32] |= static_cast<uint32_t>(field);
-        if (field >> 32 != 0) words[bit / 32 + 1] |= static_cast<uint32_t>(field >> 32);
+      for (int64_t k = 0; k < w.words; ++k) {
+        words[k] = qm::PackWord(row.data(), w.in, w.params.bits, k, order);
       }
     }
     return QM_OK;

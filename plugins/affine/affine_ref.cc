@@ -154,14 +154,13 @@ bool ParseParams(const char* json, Params* out, std::string* why) {
 }
 
 std::string ParamsJson(const Params& params) {
-  return qm::StrCat("{\"bits\":", params.bits, ",\"group_size\":", params.group_size,
-                    ",\"zero\":\"", ZeroName(params.zero), "\"}");
+  return qm::AffineIntJson(params.bits, params.group_size, ZeroName(params.zero));
 }
 
 qm_status ReadWeight(qm_call* call, const qm_packed& packed, bool prepacked, Weight* out) {
-  if (std::strcmp(packed.format_id, kFormatId) != 0) {
+  if (std::strcmp(packed.format_id, qm::kAffineIntFormat) != 0) {
     return qm::Fail(call, QM_INVALID_ARGUMENT, "weight has format '", packed.format_id,
-                    "'; this plugin knows ", kFormatId);
+                    "'; this plugin knows ", qm::kAffineIntFormat);
   }
   Weight w;
   std::string why;
@@ -180,7 +179,7 @@ qm_status ReadWeight(qm_call* call, const qm_packed& packed, bool prepacked, Wei
   }
   w.group_size = w.params.group_size == -1 ? w.in : w.params.group_size;
   w.groups = w.in / w.group_size;
-  w.words = (w.in * w.params.bits + 31) / 32;
+  w.words = qm::AffineWordsPerRow(w.in, w.params.bits);
   QM_TRY(CheckNames(call, packed, w, prepacked));
   const qm_tensor* tensor = prepacked ? Find(packed, "tiles") : nullptr;
   if (tensor != nullptr) {
@@ -237,16 +236,8 @@ qm_status CheckValues(qm_call* call, const Weight& w) {
 }
 
 float LoadScalar(const void* data, qm_dtype dtype, int64_t index) {
-  switch (dtype) {
-    case QM_F16:
-      return qm::ToFloat(static_cast<const qm::F16*>(data)[index]);
-    case QM_BF16:
-      return qm::ToFloat(static_cast<const qm::BF16*>(data)[index]);
-    case QM_U8:
-      return static_cast<const uint8_t*>(data)[index];
-    default:
-      return static_cast<const float*>(data)[index];
-  }
+  if (dtype == QM_U8) return static_cast<const uint8_t*>(data)[index];
+  return qm::LoadScale(data, dtype, index);
 }
 
 ScaleZero LoadScaleZero(const Weight& w, int64_t row, int64_t group) {
@@ -345,7 +336,7 @@ qm_status Emitter::FinishPacked(const std::string& format_json, int64_t out_feat
   const char* json;
   QM_TRY(ScratchString(call_, format_json, &json));
   qm_packed result = {};
-  result.format_id = kFormatId;
+  result.format_id = qm::kAffineIntFormat;
   result.format_json = json;
   result.out_features = out_features;
   result.in_features = in_features;

@@ -46,7 +46,7 @@ qm_status CheckMatrix(qm_call* call, const qm_tensor& t, const char* what, int64
 
 int32_t Accepts(const char* format_id, const char* format_json, qm_device_kind device, int32_t sm,
                 qm_dtype activation) noexcept {
-  if (std::strcmp(format_id, kFormatId) != 0 || !IsFloat(activation)) return 0;
+  if (std::strcmp(format_id, qm::kAffineIntFormat) != 0 || !IsFloat(activation)) return 0;
   try {
     Params params;
     std::string why;
@@ -166,8 +166,14 @@ qm_status FromCheckpointEntry(qm_call* call, const char* target, const char* lay
       call, [&] { return FromCheckpoint(call, target, layer, tensors, count, config_json, out); });
 }
 
-constexpr qm_format kFormat = {sizeof(qm_format),     kFormatId, kTargets,       3,
-                               QM_FORMAT_CONCAT_ROWS, &Check,    &CanStoreEntry, &ToCheckpointEntry,
+constexpr qm_format kFormat = {sizeof(qm_format),
+                               qm::kAffineIntFormat,
+                               kTargets,
+                               3,
+                               QM_FORMAT_CONCAT_ROWS,
+                               &Check,
+                               &CanStoreEntry,
+                               &ToCheckpointEntry,
                                &FromCheckpointEntry};
 
 const void* Ext(const qm_method*, const char* id) noexcept {
