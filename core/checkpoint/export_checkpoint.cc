@@ -146,18 +146,15 @@ class Exporter {
     return *tensor->entry->dtype;
   }
 
-  // Tensors in the order of the model: embedding and the like, blocks, the rest.
+  // The order of the files: tensors outside the blocks, then block by block.
   absl::Status PlanTensors() {
-    std::vector<std::string> names;
     std::set<std::string> in_blocks;
-    blocks_.resize(config_.layers);
     for (int64_t block = 0; block < config_.layers; ++block) {
-      const std::string prefix = BlockName(block) + ".";
-      for (const CheckpointTensor& tensor : original_->tensors()) {
-        if (!absl::StartsWith(tensor.entry->name, prefix)) continue;
-        blocks_[block].push_back(tensor.entry->name);
-        in_blocks.insert(tensor.entry->name);
+      std::vector<std::string>& names = blocks_.emplace_back();
+      for (const CheckpointTensor& tensor : original_->TensorsUnder(BlockName(block) + ".")) {
+        names.push_back(tensor.entry->name);
       }
+      in_blocks.insert(names.begin(), names.end());
     }
     for (const CheckpointTensor& tensor : original_->tensors()) {
       if (in_blocks.count(tensor.entry->name) == 0) outside_.push_back(tensor.entry->name);

@@ -14,19 +14,6 @@
 namespace quantmill {
 namespace {
 
-// Tensors of the checkpoint whose names begin with `prefix`.
-std::vector<std::string> NamesUnder(const Checkpoint& checkpoint, const std::string& prefix) {
-  const auto& tensors = checkpoint.tensors();
-  auto it = std::lower_bound(
-      tensors.begin(), tensors.end(), prefix,
-      [](const CheckpointTensor& t, const std::string& name) { return t.entry->name < name; });
-  std::vector<std::string> names;
-  for (; it != tensors.end() && absl::StartsWith(it->entry->name, prefix); ++it) {
-    names.push_back(it->entry->name);
-  }
-  return names;
-}
-
 bool Contains(const std::vector<std::string>& list, const std::string& name) {
   return std::find(list.begin(), list.end(), name) != list.end();
 }
@@ -68,9 +55,7 @@ class QuantizedSource : public CheckpointSource {
     for (const LinearSlot& slot : AllSlots(config_)) QM_RETURN_IF_ERROR(IndexSlot(slot));
     const LinearSlot head = HeadSlot(config_);
     // A tied head has no tensors of its own, whatever the patterns of the config say.
-    const bool own_head =
-        std::any_of(checkpoint_->tensors().begin(), checkpoint_->tensors().end(),
-                    [](const auto& t) { return absl::StartsWith(t.entry->name, "lm_head."); });
+    const bool own_head = !checkpoint_->TensorsUnder(head.name + ".").empty();
     if (own_head) QM_RETURN_IF_ERROR(IndexSlot(head));
     if (packed_.empty()) {
       return absl::InvalidArgumentError(
@@ -99,11 +84,7 @@ class QuantizedSource : public CheckpointSource {
     if (packed_.contains(head.name)) return LoadLinear(head, backend);
     return LoadDenseHead(config_, *checkpoint_, backend);
   }
-  void ReleaseBlock(int64_t block) override {
-    for (const std::string& name : NamesUnder(*checkpoint_, BlockName(block) + ".")) {
-      checkpoint_->Release(name);
-    }
-  }
+  void ReleaseBlock(int64_t block) override { checkpoint_->ReleasePrefix(BlockName(block) + "."); }
 
   absl::StatusOr<PackedWeight> LoadPacked(std::string_view slot) override {
     const std::string name(slot);
@@ -130,8 +111,8 @@ class QuantizedSource : public CheckpointSource {
   absl::Status IndexSlot(const LinearSlot& slot) {
     QM_ASSIGN_OR_RETURN(std::optional<SlotStorage> storage, quantization_->Find(slot.name));
     std::vector<std::string> present;
-    for (const std::string& name : NamesUnder(*checkpoint_, slot.name + ".")) {
-      present.push_back(name.substr(slot.name.size() + 1));
+    for (const CheckpointTensor& tensor : checkpoint_->TensorsUnder(slot.name + ".")) {
+      present.push_back(tensor.entry->name.substr(slot.name.size() + 1));
     }
     // GPTQ readers tell modules that were left out by their tensors, not by the config.
     const bool gptq = storage && absl::StartsWith(storage->target, "gptq");

@@ -162,14 +162,21 @@ void Checkpoint::Release(std::string_view name) const {
   if (tensor != nullptr) tensor->file->Release(name);
 }
 
+absl::Span<const CheckpointTensor> Checkpoint::TensorsUnder(std::string_view prefix) const {
+  const auto starts = [prefix](const CheckpointTensor& tensor) {
+    return std::string_view(tensor.entry->name).substr(0, prefix.size());
+  };
+  const auto begin = std::partition_point(tensors_.begin(), tensors_.end(),
+                                          [&](const auto& t) { return starts(t) < prefix; });
+  const auto end = std::partition_point(begin, tensors_.end(),
+                                        [&](const auto& t) { return starts(t) == prefix; });
+  return absl::MakeConstSpan(tensors_).subspan(static_cast<size_t>(begin - tensors_.begin()),
+                                               static_cast<size_t>(end - begin));
+}
+
 void Checkpoint::ReleasePrefix(std::string_view prefix) const {
-  const auto first = std::lower_bound(tensors_.begin(), tensors_.end(), prefix,
-                                      [](const CheckpointTensor& tensor, std::string_view text) {
-                                        return tensor.entry->name < text;
-                                      });
-  for (auto it = first; it != tensors_.end(); ++it) {
-    if (std::string_view(it->entry->name).substr(0, prefix.size()) != prefix) return;
-    it->file->Release(it->entry->name);
+  for (const CheckpointTensor& tensor : TensorsUnder(prefix)) {
+    tensor.file->Release(tensor.entry->name);
   }
 }
 

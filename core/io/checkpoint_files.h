@@ -9,6 +9,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "core/io/safetensors_reader.h"
 
 namespace quantmill {
@@ -29,6 +30,8 @@ class Checkpoint {
   const std::string& directory() const { return directory_; }
   // Sorted by name.
   const std::vector<CheckpointTensor>& tensors() const { return tensors_; }
+  // Those whose names start with `prefix`.
+  absl::Span<const CheckpointTensor> TensorsUnder(std::string_view prefix) const;
   // The files, in the order of their names.
   const std::vector<std::shared_ptr<const SafetensorsFile>>& files() const { return files_; }
   // Null if there is no such tensor.
@@ -39,7 +42,7 @@ class Checkpoint {
   absl::StatusOr<Tensor> Get(std::string_view name) const;
   // As SafetensorsFile::Release; ignores unknown names.
   void Release(std::string_view name) const;
-  // Release() of every tensor whose name starts with `prefix`.
+  // Release() of TensorsUnder(prefix).
   void ReleasePrefix(std::string_view prefix) const;
 
  private:

@@ -12,6 +12,7 @@
 namespace quantmill {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr char kIndex[] = "/model.safetensors.index.json";
@@ -54,6 +55,23 @@ TEST(CheckpointTest, OpensShardsAndSingleFiles) {
   const std::string directory = testing::MakeTempDir();
   WriteTensors(directory + "/model.safetensors", {"a"});
   EXPECT_TRUE(Checkpoint::Open(directory).value()->Has("a"));
+}
+
+TEST(CheckpointTest, TensorsUnderAPrefix) {
+  const std::string directory = testing::MakeTempDir();
+  WriteTensors(directory + "/model.safetensors", {"a", "b.1.x", "b.1.y", "b.10.x", "b.2", "c"});
+  const auto checkpoint = Checkpoint::Open(directory).value();
+  const auto names = [&checkpoint](std::string_view prefix) {
+    std::vector<std::string> found;
+    for (const auto& tensor : checkpoint->TensorsUnder(prefix)) found.push_back(tensor.entry->name);
+    return found;
+  };
+  EXPECT_THAT(names("b.1."), ElementsAre("b.1.x", "b.1.y"));
+  EXPECT_THAT(names("b.1"), ElementsAre("b.1.x", "b.1.y", "b.10.x"));
+  EXPECT_THAT(names("c"), ElementsAre("c"));
+  EXPECT_THAT(names("b.3"), ElementsAre());
+  EXPECT_THAT(names("d"), ElementsAre());
+  EXPECT_EQ(names("").size(), 6u);
 }
 
 TEST(CheckpointTest, MissingShardIsNamedWithItsFirstTensor) {
