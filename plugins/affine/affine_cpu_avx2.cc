@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "affine.h"
+#include "affine_fused.h"
 
 #define QM_AVX2 __attribute__((target("avx2,fma")))
 
@@ -26,78 +26,50 @@ QM_AVX2 inline __m256i LoadWords(const int32_t* words, int64_t left) {
   return _mm256_maskload_epi32(words, some);
 }
 
-template <int Bits, int M>
-QM_AVX2 void OneRow(const FusedInput& in, const int32_t* words, const float* scale,
-                    const float* zero, float* y, int64_t ldy) {
-  constexpr int A = M == 1 ? 4 : 1;  // sums per row: shorter chains of dependent additions
-  constexpr int64_t kBlock = static_cast<int64_t>(kLanes) * (32 / Bits);
-  __m256 sums[M][A];
-  for (int r = 0; r < M; ++r) {
-    for (int a = 0; a < A; ++a) sums[r][a] = _mm256_setzero_ps();
-  }
-  const __m256i mask = _mm256_set1_epi32((1 << Bits) - 1);
-  for (int64_t b = 0; b < in.blocks; ++b) {
-    const __m256i packed = LoadWords(words + b * kLanes, in.weight->words - b * kLanes);
-    const float* x = in.x + b * kBlock;
-    const int32_t* group = in.group + b * kLanes;
-    __m256 s = _mm256_set1_ps(scale[group[0]]);
-    __m256 z = _mm256_set1_ps(zero[group[0]]);
-    if (!in.uniform) {
-      const __m256i index = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group));
-      s = _mm256_i32gather_ps(scale, index, 4);
-      z = _mm256_i32gather_ps(zero, index, 4);
+struct Avx2 {
+  template <int Bits, int M>
+  QM_AVX2 static void OneRow(const FusedInput& in, const int32_t* words, const float* scale,
+                             const float* zero, float* y, int64_t ldy) {
+    constexpr int A = M == 1 ? 4 : 1;  // sums per row: shorter chains of dependent additions
+    constexpr int64_t kBlock = static_cast<int64_t>(kLanes) * (32 / Bits);
+    __m256 sums[M][A];
+    for (int r = 0; r < M; ++r) {
+      for (int a = 0; a < A; ++a) sums[r][a] = _mm256_setzero_ps();
     }
-    for (int j = 0; j < 32 / Bits; ++j) {
-      const __m256i code = _mm256_and_si256(_mm256_srli_epi32(packed, j * Bits), mask);
-      const __m256 value = _mm256_mul_ps(s, _mm256_sub_ps(_mm256_cvtepi32_ps(code), z));
-      for (int r = 0; r < M; ++r) {
-        const __m256 xv = _mm256_loadu_ps(x + r * in.row_stride + j * kLanes);
-        sums[r][j % A] = _mm256_fmadd_ps(value, xv, sums[r][j % A]);
+    const __m256i mask = _mm256_set1_epi32((1 << Bits) - 1);
+    for (int64_t b = 0; b < in.blocks; ++b) {
+      const __m256i packed = LoadWords(words + b * kLanes, in.weight->words - b * kLanes);
+      const float* x = in.x + b * kBlock;
+      const int32_t* group = in.group + b * kLanes;
+      __m256 s = _mm256_set1_ps(scale[group[0]]);
+      __m256 z = _mm256_set1_ps(zero[group[0]]);
+      if (!in.uniform) {
+        const __m256i index = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group));
+        s = _mm256_i32gather_ps(scale, index, 4);
+        z = _mm256_i32gather_ps(zero, index, 4);
+      }
+      for (int j = 0; j < 32 / Bits; ++j) {
+        const __m256i code = _mm256_and_si256(_mm256_srli_epi32(packed, j * Bits), mask);
+        const __m256 value = _mm256_mul_ps(s, _mm256_sub_ps(_mm256_cvtepi32_ps(code), z));
+        for (int r = 0; r < M; ++r) {
+          const __m256 xv = _mm256_loadu_ps(x + r * in.row_stride + j * kLanes);
+          sums[r][j % A] = _mm256_fmadd_ps(value, xv, sums[r][j % A]);
+        }
       }
     }
-  }
-  for (int r = 0; r < M; ++r) {
-    __m256 total = sums[r][0];
-    for (int a = 1; a < A; ++a) total = _mm256_add_ps(total, sums[r][a]);
-    y[r * ldy] = HorizontalSum(total);
-  }
-}
-
-template <int Bits>
-QM_AVX2 void Rows(const FusedInput& in, int m, int64_t begin, int64_t end, float* scale,
-                  float* zero, float* y, int64_t ldy) {
-  const Weight& w = *in.weight;
-  for (int64_t o = begin; o < end; ++o) {
-    for (int64_t g = 0; g < w.groups; ++g) {
-      const ScaleZero sz = LoadScaleZero(w, o, g);
-      scale[g] = sz.scale;
-      zero[g] = sz.zero;
+    for (int r = 0; r < M; ++r) {
+      __m256 total = sums[r][0];
+      for (int a = 1; a < A; ++a) total = _mm256_add_ps(total, sums[r][a]);
+      y[r * ldy] = HorizontalSum(total);
     }
-    const int32_t* words = w.codes + o * w.words;
-    FusedInput part = in;
-    float* out = y + o;
-    int left = m;
-    for (; left >= 4; left -= 4, part.x += 4 * in.row_stride, out += 4 * ldy) {
-      OneRow<Bits, 4>(part, words, scale, zero, out, ldy);
-    }
-    if (left == 3) OneRow<Bits, 3>(part, words, scale, zero, out, ldy);
-    if (left == 2) OneRow<Bits, 2>(part, words, scale, zero, out, ldy);
-    if (left == 1) OneRow<Bits, 1>(part, words, scale, zero, out, ldy);
   }
-}
+};
 
 }  // namespace
 
 void FusedRowsAvx2(const FusedInput& input, int m, int64_t begin, int64_t end, float* scale,
                    float* zero, float* y, int64_t ldy) {
-  switch (input.weight->params.bits) {
-    case 2:
-      return Rows<2>(input, m, begin, end, scale, zero, y, ldy);
-    case 4:
-      return Rows<4>(input, m, begin, end, scale, zero, y, ldy);
-    default:
-      return Rows<8>(input, m, begin, end, scale, zero, y, ldy);
-  }
+  FusedRows<Avx2>(input, m, begin, end, scale, zero, y, ldy);
 }
 
 }  // namespace affine

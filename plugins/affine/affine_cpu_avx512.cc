@@ -4,7 +4,7 @@
 
 #include <immintrin.h>
 
-#include "affine.h"
+#include "affine_fused.h"
 
 #define QM_AVX512 __attribute__((target("avx512f,avx512bw")))
 
@@ -57,77 +57,49 @@ QM_AVX512 inline __m512 TableCodes() {
   return _mm512_cvtepi32_ps(_mm512_and_si512(lane, _mm512_set1_epi32((1 << Bits) - 1)));
 }
 
-template <int Bits, int M>
-QM_AVX512 void OneRow(const FusedInput& in, const int32_t* words, const float* scale,
-                      const float* zero, float* y, int64_t ldy) {
-  constexpr int A = M == 1 ? 4 : M == 2 ? 2 : 1;
-  constexpr int64_t kBlock = static_cast<int64_t>(kLanes) * (32 / Bits);
-  Sums<M, A> sums;
-  for (int r = 0; r < M; ++r) {
-    for (int a = 0; a < A; ++a) sums.value[r][a] = _mm512_setzero_ps();
-  }
-  const __m512 codes = TableCodes<Bits>();
-  for (int64_t b = 0; b < in.blocks; ++b) {
-    const int64_t left = in.weight->words - b * kLanes;
-    const __mmask16 some = left >= kLanes ? 0xFFFF : static_cast<__mmask16>((1u << left) - 1);
-    const __m512i packed = _mm512_maskz_loadu_epi32(some, words + b * kLanes);
-    const float* x = in.x + b * kBlock;
-    const int32_t* group = in.group + b * kLanes;
-    const int32_t first = group[0];
-    if (in.uniform && Bits <= 4) {
-      const __m512 table = _mm512_mul_ps(_mm512_set1_ps(scale[first]),
-                                         _mm512_sub_ps(codes, _mm512_set1_ps(zero[first])));
-      AddByTable<Bits, M, A>(packed, table, x, in.row_stride, &sums);
-    } else {
-      // A block of 16 words touches at most 16 groups, from `first` on.
-      const __m512i index = _mm512_sub_epi32(_mm512_loadu_si512(group), _mm512_set1_epi32(first));
-      const __m512 s = _mm512_permutexvar_ps(index, _mm512_loadu_ps(scale + first));
-      const __m512 z = _mm512_permutexvar_ps(index, _mm512_loadu_ps(zero + first));
-      AddByArithmetic<Bits, M, A>(packed, s, z, x, in.row_stride, &sums);
+struct Avx512 {
+  template <int Bits, int M>
+  QM_AVX512 static void OneRow(const FusedInput& in, const int32_t* words, const float* scale,
+                               const float* zero, float* y, int64_t ldy) {
+    constexpr int A = M == 1 ? 4 : M == 2 ? 2 : 1;
+    constexpr int64_t kBlock = static_cast<int64_t>(kLanes) * (32 / Bits);
+    Sums<M, A> sums;
+    for (int r = 0; r < M; ++r) {
+      for (int a = 0; a < A; ++a) sums.value[r][a] = _mm512_setzero_ps();
+    }
+    const __m512 codes = TableCodes<Bits>();
+    for (int64_t b = 0; b < in.blocks; ++b) {
+      const int64_t left = in.weight->words - b * kLanes;
+      const __mmask16 some = left >= kLanes ? 0xFFFF : static_cast<__mmask16>((1u << left) - 1);
+      const __m512i packed = _mm512_maskz_loadu_epi32(some, words + b * kLanes);
+      const float* x = in.x + b * kBlock;
+      const int32_t* group = in.group + b * kLanes;
+      const int32_t first = group[0];
+      if (in.uniform && Bits <= 4) {
+        const __m512 table = _mm512_mul_ps(_mm512_set1_ps(scale[first]),
+                                           _mm512_sub_ps(codes, _mm512_set1_ps(zero[first])));
+        AddByTable<Bits, M, A>(packed, table, x, in.row_stride, &sums);
+      } else {
+        // A block of 16 words touches at most 16 groups, from `first` on.
+        const __m512i index = _mm512_sub_epi32(_mm512_loadu_si512(group), _mm512_set1_epi32(first));
+        const __m512 s = _mm512_permutexvar_ps(index, _mm512_loadu_ps(scale + first));
+        const __m512 z = _mm512_permutexvar_ps(index, _mm512_loadu_ps(zero + first));
+        AddByArithmetic<Bits, M, A>(packed, s, z, x, in.row_stride, &sums);
+      }
+    }
+    for (int r = 0; r < M; ++r) {
+      __m512 total = sums.value[r][0];
+      for (int a = 1; a < A; ++a) total = _mm512_add_ps(total, sums.value[r][a]);
+      y[r * ldy] = _mm512_reduce_add_ps(total);
     }
   }
-  for (int r = 0; r < M; ++r) {
-    __m512 total = sums.value[r][0];
-    for (int a = 1; a < A; ++a) total = _mm512_add_ps(total, sums.value[r][a]);
-    y[r * ldy] = _mm512_reduce_add_ps(total);
-  }
-}
-
-template <int Bits>
-QM_AVX512 void Rows(const FusedInput& in, int m, int64_t begin, int64_t end, float* scale,
-                    float* zero, float* y, int64_t ldy) {
-  const Weight& w = *in.weight;
-  for (int64_t o = begin; o < end; ++o) {
-    for (int64_t g = 0; g < w.groups; ++g) {
-      const ScaleZero sz = LoadScaleZero(w, o, g);
-      scale[g] = sz.scale;
-      zero[g] = sz.zero;
-    }
-    const int32_t* words = w.codes + o * w.words;
-    FusedInput part = in;
-    float* out = y + o;
-    int left = m;
-    for (; left >= 4; left -= 4, part.x += 4 * in.row_stride, out += 4 * ldy) {
-      OneRow<Bits, 4>(part, words, scale, zero, out, ldy);
-    }
-    if (left == 3) OneRow<Bits, 3>(part, words, scale, zero, out, ldy);
-    if (left == 2) OneRow<Bits, 2>(part, words, scale, zero, out, ldy);
-    if (left == 1) OneRow<Bits, 1>(part, words, scale, zero, out, ldy);
-  }
-}
+};
 
 }  // namespace
 
 void FusedRowsAvx512(const FusedInput& input, int m, int64_t begin, int64_t end, float* scale,
                      float* zero, float* y, int64_t ldy) {
-  switch (input.weight->params.bits) {
-    case 2:
-      return Rows<2>(input, m, begin, end, scale, zero, y, ldy);
-    case 4:
-      return Rows<4>(input, m, begin, end, scale, zero, y, ldy);
-    default:
-      return Rows<8>(input, m, begin, end, scale, zero, y, ldy);
-  }
+  FusedRows<Avx512>(input, m, begin, end, scale, zero, y, ldy);
 }
 
 }  // namespace affine
