@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <vector>
 
 #include "affine.h"
 
@@ -280,14 +281,11 @@ void DequantizeRow(const Weight& w, int64_t row, uint8_t* codes, float* out) {
 
 bool SortByGroup(const int32_t* group_index, int64_t in, int64_t groups, int32_t* permutation) {
   const int64_t size = in / groups;
-  for (int64_t g = 0, at = 0; g < groups; ++g) {
-    // One pass per group is quadratic at worst in the number of groups, and runs once per load.
-    for (int64_t i = 0; i < in; ++i) {
-      if (group_index[i] != g) continue;
-      if (at == (g + 1) * size) return false;
-      permutation[at++] = static_cast<int32_t>(i);
-    }
-    if (at != (g + 1) * size) return false;
+  std::vector<int64_t> filled(static_cast<size_t>(groups));
+  for (int64_t i = 0; i < in; ++i) {
+    const int64_t g = group_index[i];
+    if (g < 0 || g >= groups || filled[g] == size) return false;
+    permutation[g * size + filled[g]++] = static_cast<int32_t>(i);
   }
   return true;
 }
