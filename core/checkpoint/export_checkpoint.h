@@ -16,9 +16,10 @@
 
 namespace quantmill {
 
-// What a run made of the model. Called from one thread, twice per slot: for its layout, then for
-// its data, in the order of AllSlots and then lm_head; what is returned is dropped after it was
-// written, so that memory stays at about one block.
+// What a run made of the model. Called from one thread, twice per slot: for its layout, in the
+// order of AllSlots and then lm_head, then for its data, block by block and lm_head last (within a
+// block in the order of the tensors' names). What is returned is dropped after it was written, so
+// that memory stays at about one block.
 class ExportSource {
  public:
   virtual ~ExportSource() = default;
@@ -53,7 +54,8 @@ struct ExportResult {
 };
 
 // `registry` may be null for the native and the dense target (then only affine-int can be
-// dequantized). `backend` serves to dequantize for the dense target and converts nothing else.
+// dequantized). `backend` serves to dequantize for the dense target, and to convert changed tensors
+// to the dtype of the original.
 // Written files hold no paths, times or host names: equal inputs give equal bytes. On an error, a
 // full disk included, nothing is left under `output` or the temporary name.
 absl::StatusOr<ExportResult> ExportCheckpoint(const ExportOptions& options, ExportSource& source,

@@ -21,9 +21,8 @@ namespace quantmill {
 // One entry of the header.
 struct SafetensorsEntry {
   std::string name;
-  std::string dtype_name;  // as in the file
-  std::optional<DType>
-      dtype;  // nullopt: a type this program does not compute with (BOOL, U16, ...)
+  std::string dtype_name;      // as in the file
+  std::optional<DType> dtype;  // nullopt: no type this program computes with (BOOL, U16, ...)
   std::vector<int64_t> shape;
   uint64_t begin = 0, end = 0;  // bytes, from the start of the data
 

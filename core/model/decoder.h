@@ -34,8 +34,8 @@ class BlockObserver {
  public:
   virtual ~BlockObserver() = default;
   // Called once per input group, before its linears run. x: [rows, in_features]; it is not changed
-  // afterwards, so that a copy of the handle may be kept. For an expert,
-  // the rows routed to it (possibly none: then x has 0 rows).
+  // afterwards, so that a copy of the handle may be kept. For an expert, the rows routed to it
+  // (possibly none: then x has 0 rows).
   virtual absl::Status OnInput(int input_group, const Tensor& x) = 0;
 };
 

@@ -24,8 +24,7 @@ struct TextOptions {
 //   .json   a list of alpaca records (instruction, input, output), put into alpaca's prompt, or of
 //           objects with `key`
 //   other   plain text; documents are separated by lines "<|endoftext|>" and do not include the
-//   line
-//           end before such a line
+//           line end before such a line
 // Errors name the file and the line or record; INVALID_ARGUMENT if there is no text at all.
 absl::StatusOr<std::vector<std::string>> ReadDocuments(const std::string& path,
                                                        const TextOptions& options = {});
