@@ -9,6 +9,9 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
 namespace quantmill {
 
 // Edit distance with insertion, deletion, substitution and swap of neighbours (optimal string
@@ -58,14 +61,12 @@ inline std::string NearestName(std::string_view wrong, const std::vector<std::st
   return best;
 }
 
-// "did you mean 'name'?", or "one of: a, b, c" when nothing is close.
+// "did you mean 'name'?", or "known: a, b, c" when nothing is close; empty without names.
 inline std::string NearestHint(std::string_view wrong, const std::vector<std::string>& names) {
   const std::string nearest = NearestName(wrong, names);
   if (!nearest.empty()) return "did you mean '" + nearest + "'?";
   if (names.empty()) return "";
-  std::string text = "known: ";
-  for (size_t i = 0; i < names.size(); ++i) text += (i ? ", " : "") + names[i];
-  return text;
+  return absl::StrCat("known: ", absl::StrJoin(names, ", "));
 }
 
 }  // namespace quantmill
