@@ -1,17 +1,11 @@
 #include "core/cpu/checks.h"
 
 #include <algorithm>
-#include <string>
 
-#include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 
 namespace quantmill::cpu {
 namespace {
-
-absl::Status Invalid(absl::string_view op, absl::string_view what) {
-  return absl::InvalidArgumentError(absl::StrCat("cpu ", op, ": ", what));
-}
 
 absl::Status ExpectOnHost(absl::string_view op, absl::string_view name, Device device) {
   if (device.is_cpu()) return absl::OkStatus();
@@ -29,16 +23,14 @@ absl::Status ExpectShape(absl::string_view op, absl::string_view name, const Ten
 absl::Status ExpectDType(absl::string_view op, absl::string_view name, const Tensor& tensor,
                          DType dtype) {
   if (tensor.dtype() == dtype) return absl::OkStatus();
-  return Invalid(
-      op, absl::StrCat(name, " is ", DTypeText(tensor.dtype()), ", expected ", DTypeText(dtype)));
+  return Invalid(op, absl::StrCat(name, " is ", AbslView(DTypeName(tensor.dtype())), ", expected ",
+                                  AbslView(DTypeName(dtype))));
 }
 
 }  // namespace
 
-std::string DTypeText(DType dtype) { return std::string(DTypeName(dtype)); }
-
-absl::Status Expect(bool condition, absl::string_view op, absl::string_view what) {
-  return condition ? absl::OkStatus() : Invalid(op, what);
+absl::Status Invalid(absl::string_view op, absl::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat("cpu ", op, ": ", what));
 }
 
 absl::Status ExpectTensor(absl::string_view op, absl::string_view name, const Tensor& tensor,
@@ -67,8 +59,8 @@ absl::Status ExpectWeight(absl::string_view op, absl::string_view name, const Te
                           const Shape& shape) {
   QM_RETURN_IF_ERROR(ExpectOnHost(op, name, tensor.device()));
   if (!IsModelFloat(tensor.dtype())) {
-    return Invalid(
-        op, absl::StrCat(name, " is ", DTypeText(tensor.dtype()), ", expected F32, F16 or BF16"));
+    return Invalid(op, absl::StrCat(name, " is ", AbslView(DTypeName(tensor.dtype())),
+                                    ", expected F32, F16 or BF16"));
   }
   return ExpectShape(op, name, tensor, shape);
 }
@@ -90,7 +82,8 @@ absl::Status ExpectMatrixView(absl::string_view op, absl::string_view name, cons
   QM_RETURN_IF_ERROR(ExpectOnHost(op, name, Device{view.device.kind, view.device.index}));
   const DType dtype = static_cast<DType>(view.dtype);
   if (std::find(dtypes.begin(), dtypes.end(), dtype) == dtypes.end()) {
-    return Invalid(op, absl::StrCat(name, " is ", DTypeText(dtype), ", which is not supported"));
+    return Invalid(
+        op, absl::StrCat(name, " is ", AbslView(DTypeName(dtype)), ", which is not supported"));
   }
   if (view.rank != 2) return Invalid(op, absl::StrCat(name, " has rank ", view.rank, ", not 2"));
   const int64_t rows = view.shape[0], width = view.shape[1];

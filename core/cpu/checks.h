@@ -4,19 +4,22 @@
 
 #include <cstdint>
 #include <initializer_list>
-#include <string>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "core/tensor/tensor.h"
 
 namespace quantmill::cpu {
 
-// DTypeName as a type that absl::StrCat takes.
-std::string DTypeText(DType dtype);
-
-// OK if `condition`; else "<op>: <what>".
-absl::Status Expect(bool condition, absl::string_view op, absl::string_view what);
+// INVALID_ARGUMENT "cpu <op>: <what>".
+absl::Status Invalid(absl::string_view op, absl::string_view what);
+// The same unless `condition`. The parts of the text are joined only then: most calls are of
+// operations of a few microseconds.
+template <typename... Parts>
+absl::Status Expect(bool condition, absl::string_view op, const Parts&... what) {
+  return condition ? absl::OkStatus() : Invalid(op, absl::StrCat(what...));
+}
 
 // Host memory, of the dtype, with exactly this shape.
 absl::Status ExpectTensor(absl::string_view op, absl::string_view name, const Tensor& tensor,

@@ -8,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/cpu/attention.h"
 #include "core/cpu/checks.h"
@@ -127,19 +126,18 @@ absl::Status CpuBackend::Copy(const Tensor& source, Tensor* target) {
   QM_RETURN_IF_ERROR(Expect(target != nullptr, kOp, "target is null"));
   QM_RETURN_IF_ERROR(ExpectTensor(kOp, "source", source, source.dtype(), source.shape()));
   QM_RETURN_IF_ERROR(ExpectOutput(kOp, "target", target, target->dtype(), target->shape()));
-  QM_RETURN_IF_ERROR(
-      Expect(source.elements() == target->elements(), kOp,
-             absl::StrCat("source has shape ", source.shape().ToString(), ", target ",
-                          target->shape().ToString(), "; both must hold equally many elements")));
+  QM_RETURN_IF_ERROR(Expect(source.elements() == target->elements(), kOp, "source has shape ",
+                            source.shape().ToString(), ", target ", target->shape().ToString(),
+                            "; both must hold equally many elements"));
   if (source.dtype() == target->dtype()) {
     if (source.elements() == 0) return absl::OkStatus();
     std::memmove(target->data(), source.data(), static_cast<size_t>(source.bytes()));
     return absl::OkStatus();
   }
-  QM_RETURN_IF_ERROR(Expect(
-      IsModelFloat(source.dtype()) && IsModelFloat(target->dtype()), kOp,
-      absl::StrCat("cannot convert ", cpu::DTypeText(source.dtype()), " to ",
-                   cpu::DTypeText(target->dtype()), "; only F32, F16 and BF16 are converted")));
+  QM_RETURN_IF_ERROR(Expect(IsModelFloat(source.dtype()) && IsModelFloat(target->dtype()), kOp,
+                            "cannot convert ", AbslView(DTypeName(source.dtype())), " to ",
+                            AbslView(DTypeName(target->dtype())),
+                            "; only F32, F16 and BF16 are converted"));
   threads_.ParallelFor(source.elements(), kCopyGrain, [&](int64_t begin, int64_t end, int) {
     ConvertRange(cpu::ElementAddress(source.data(), source.dtype(), begin), source.dtype(),
                  static_cast<char*>(target->data()) + begin * ElementSize(target->dtype()),
@@ -171,9 +169,8 @@ absl::Status CpuBackend::RmsNorm(const Tensor& x, const Tensor& weight, float ep
   QM_RETURN_IF_ERROR(ExpectActivation(kOp, "x", x));
   const int64_t width = weight.elements();
   QM_RETURN_IF_ERROR(ExpectWeight(kOp, "weight", weight, {width}));
-  QM_RETURN_IF_ERROR(Expect(width > 0 && x.dim(1) % width == 0, kOp,
-                            absl::StrCat("x has ", x.dim(1), " features, which weight's ", width,
-                                         " elements do not divide")));
+  QM_RETURN_IF_ERROR(Expect(width > 0 && x.dim(1) % width == 0, kOp, "x has ", x.dim(1),
+                            " features, which weight's ", width, " elements do not divide"));
   QM_RETURN_IF_ERROR(ExpectOutput(kOp, "out", out, DType::kF32, x.shape()));
   const std::vector<float> scale = cpu::F32Values(weight);
   cpu::RmsNorm(threads_, x.as<float>(), x.elements() / width, width, scale.data(), eps,
@@ -213,22 +210,19 @@ absl::Status CpuBackend::Rope(const Tensor& cosine, const Tensor& sine, int64_t 
   QM_RETURN_IF_ERROR(Expect(x != nullptr, kOp, "x is null"));
   QM_RETURN_IF_ERROR(ExpectActivation(kOp, "x", *x));
   QM_RETURN_IF_ERROR(ExpectOutput(kOp, "x", x, DType::kF32, x->shape()));
-  QM_RETURN_IF_ERROR(
-      Expect(head_dim > 0 && head_dim % 2 == 0 && x->dim(1) % head_dim == 0, kOp,
-             absl::StrCat("head_dim ", head_dim, " must be even and divide the features of x, ",
-                          x->dim(1))));
+  QM_RETURN_IF_ERROR(Expect(head_dim > 0 && head_dim % 2 == 0 && x->dim(1) % head_dim == 0, kOp,
+                            "head_dim ", head_dim, " must be even and divide the features of x, ",
+                            x->dim(1)));
   if (x->dim(0) == 0) return absl::OkStatus();
-  QM_RETURN_IF_ERROR(
-      Expect(length > 0 && x->dim(0) % length == 0, kOp,
-             absl::StrCat("length ", length, " must divide the rows of x, ", x->dim(0))));
+  QM_RETURN_IF_ERROR(Expect(length > 0 && x->dim(0) % length == 0, kOp, "length ", length,
+                            " must divide the rows of x, ", x->dim(0)));
   QM_RETURN_IF_ERROR(Expect(cosine.rank() == 2, kOp, "cosine must have rank 2"));
   const int64_t positions = cosine.dim(0);
   QM_RETURN_IF_ERROR(ExpectTensor(kOp, "cosine", cosine, DType::kF32, {positions, head_dim / 2}));
   QM_RETURN_IF_ERROR(ExpectTensor(kOp, "sine", sine, DType::kF32, {positions, head_dim / 2}));
-  QM_RETURN_IF_ERROR(
-      Expect(first_position >= 0 && first_position + length <= positions, kOp,
-             absl::StrCat("positions ", first_position, " to ", first_position + length - 1,
-                          " are outside the tables of ", positions, " positions")));
+  QM_RETURN_IF_ERROR(Expect(first_position >= 0 && first_position + length <= positions, kOp,
+                            "positions ", first_position, " to ", first_position + length - 1,
+                            " are outside the tables of ", positions, " positions"));
   cpu::Rope(threads_, cosine.as<float>(), sine.as<float>(),
             {x->dim(0), x->dim(1) / head_dim, head_dim, first_position, length}, x->as<float>());
   return absl::OkStatus();
@@ -239,7 +233,7 @@ absl::Status CheckAttentionShape(const AttentionShape& s) {
   QM_RETURN_IF_ERROR(Expect(s.batch > 0 && s.query_length >= 0 && s.past_length >= 0, kOp,
                             "batch must be positive, lengths not negative"));
   QM_RETURN_IF_ERROR(Expect(s.kv_heads > 0 && s.heads > 0 && s.heads % s.kv_heads == 0, kOp,
-                            absl::StrCat("kv_heads ", s.kv_heads, " must divide heads ", s.heads)));
+                            "kv_heads ", s.kv_heads, " must divide heads ", s.heads));
   QM_RETURN_IF_ERROR(Expect(s.head_dim > 0, kOp, "head_dim must be positive"));
   return Expect(s.sliding_window >= 0, kOp, "sliding_window must not be negative");
 }
@@ -257,10 +251,9 @@ absl::Status CpuBackend::Attention(const AttentionShape& shape, const Tensor& q,
   const Shape kv_shape = {keys.dim(0), shape.kv_heads * shape.head_dim};
   QM_RETURN_IF_ERROR(ExpectTensor(kOp, "keys", keys, DType::kF32, kv_shape));
   QM_RETURN_IF_ERROR(ExpectTensor(kOp, "values", values, DType::kF32, kv_shape));
-  QM_RETURN_IF_ERROR(Expect(
-      capacity >= shape.past_length + shape.query_length, kOp,
-      absl::StrCat("keys hold ", capacity, " positions per sequence, but ", shape.past_length,
-                   " past and ", shape.query_length, " new ones are needed")));
+  QM_RETURN_IF_ERROR(Expect(capacity >= shape.past_length + shape.query_length, kOp, "keys hold ",
+                            capacity, " positions per sequence, but ", shape.past_length,
+                            " past and ", shape.query_length, " new ones are needed"));
   cpu::Attention(threads_, shape, capacity, q.as<float>(), keys.as<float>(), values.as<float>(),
                  out->as<float>());
   return absl::OkStatus();
@@ -290,8 +283,8 @@ absl::Status CpuBackend::RouteTopK(const Tensor& router_logits, int64_t top_k, b
   constexpr char kOp[] = "RouteTopK";
   QM_RETURN_IF_ERROR(ExpectActivation(kOp, "router_logits", router_logits));
   const int64_t rows = router_logits.dim(0), experts = router_logits.dim(1);
-  QM_RETURN_IF_ERROR(Expect(top_k > 0 && top_k <= experts, kOp,
-                            absl::StrCat("top_k is ", top_k, ", expected 1 to ", experts)));
+  QM_RETURN_IF_ERROR(
+      Expect(top_k > 0 && top_k <= experts, kOp, "top_k is ", top_k, ", expected 1 to ", experts));
   QM_RETURN_IF_ERROR(ExpectOutput(kOp, "experts_out", experts_out, DType::kI32, {rows, top_k}));
   QM_RETURN_IF_ERROR(ExpectOutput(kOp, "weights_out", weights_out, DType::kF32, {rows, top_k}));
   cpu::RouteTopK(threads_, router_logits.as<float>(), rows, experts, top_k, normalize,
@@ -417,9 +410,8 @@ absl::Status CheckGemm(bool trans_a, bool trans_b, const qm_tensor& a, const qm_
                             "c must be F32 or of the dtype of a and b"));
   const int64_t m = a.shape[trans_a ? 1 : 0], k = a.shape[trans_a ? 0 : 1];
   const int64_t k_b = b.shape[trans_b ? 1 : 0], n = b.shape[trans_b ? 0 : 1];
-  return Expect(k == k_b && c.shape[0] == m && c.shape[1] == n, kOp,
-                absl::StrCat("op(a) is ", m, " x ", k, ", op(b) is ", k_b, " x ", n, ", c is ",
-                             c.shape[0], " x ", c.shape[1]));
+  return Expect(k == k_b && c.shape[0] == m && c.shape[1] == n, kOp, "op(a) is ", m, " x ", k,
+                ", op(b) is ", k_b, " x ", n, ", c is ", c.shape[0], " x ", c.shape[1]);
 }
 
 absl::Status CpuBackend::Gemm(bool trans_a, bool trans_b, double alpha, const qm_tensor& a,
@@ -451,8 +443,8 @@ absl::Status CpuBackend::InverseCholesky(const qm_tensor& h, double damp, const 
   QM_RETURN_IF_ERROR(Expect(h.shape[1] == n && out.shape[0] == n && out.shape[1] == n, kOp,
                             "h and out must be square matrices of one size"));
   QM_RETURN_IF_ERROR(Expect(!(out.flags & QM_TENSOR_READONLY), kOp, "out is read-only"));
-  QM_RETURN_IF_ERROR(Expect(std::isfinite(damp) && damp >= 0, kOp,
-                            absl::StrCat("damp is ", damp, ", expected a finite number >= 0")));
+  QM_RETURN_IF_ERROR(Expect(std::isfinite(damp) && damp >= 0, kOp, "damp is ", damp,
+                            ", expected a finite number >= 0"));
   return cpu::InverseCholesky(threads_,
                               {static_cast<const float*>(h.data), n, n, cpu::RowStride(h)}, damp,
                               {static_cast<float*>(out.data), n, n, cpu::RowStride(out)});
@@ -461,9 +453,8 @@ absl::Status CpuBackend::InverseCholesky(const qm_tensor& h, double damp, const 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(int threads) {
-  QM_RETURN_IF_ERROR(
-      Expect(threads >= 0, "backend",
-             absl::StrCat("threads is ", threads, ", expected 0 (one per core) or more")));
+  QM_RETURN_IF_ERROR(Expect(threads >= 0, "backend", "threads is ", threads,
+                            ", expected 0 (one per core) or more"));
   // Parallelism is over fixed tiles; a gemm that splits itself would depend on the thread count.
   openblas_set_num_threads(1);
   return std::make_unique<CpuBackend>(threads);

@@ -75,13 +75,12 @@ absl::Status CudaBackend::InverseCholesky(const qm_tensor& h, double damp, const
   QM_RETURN_IF_ERROR(checks.View("out", out));
   const int64_t n = h.shape[0];
   QM_RETURN_IF_ERROR(checks.Expect(h.dtype == QM_F32 && out.dtype == QM_F32, "h and out are F32"));
-  QM_RETURN_IF_ERROR(
-      checks.Expect(h.shape[1] == n && out.shape[0] == n && out.shape[1] == n,
-                    absl::StrCat("h is [", n, ", ", h.shape[1], "] and out [", out.shape[0], ", ",
-                                 out.shape[1], "]; both must be square and equal")));
+  QM_RETURN_IF_ERROR(checks.Expect(h.shape[1] == n && out.shape[0] == n && out.shape[1] == n,
+                                   "h is [", n, ", ", h.shape[1], "] and out [", out.shape[0], ", ",
+                                   out.shape[1], "]; both must be square and equal"));
   QM_RETURN_IF_ERROR(checks.Expect((out.flags & QM_TENSOR_READONLY) == 0, "out is read-only"));
-  QM_RETURN_IF_ERROR(checks.Expect(std::isfinite(damp) && damp >= 0,
-                                   absl::StrCat("damping ", damp, " is negative or not finite")));
+  QM_RETURN_IF_ERROR(checks.Expect(std::isfinite(damp) && damp >= 0, "damping ", damp,
+                                   " is negative or not finite"));
   if (n == 0) return absl::OkStatus();
 
   QM_ASSIGN_OR_RETURN(const Tensor matrix, Allocate(DType::kF32, {n, n}));

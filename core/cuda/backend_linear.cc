@@ -1,7 +1,6 @@
 // Linear layers of the CUDA backend, dense matrix products on views.
 #include <algorithm>
 
-#include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/cuda/convert.cuh"
 #include "core/cuda/cuda_backend.h"
@@ -100,10 +99,10 @@ absl::Status CudaBackend::Gemm(bool trans_a, bool trans_b, double alpha, const q
   const int64_t m = a.shape[trans_a ? 1 : 0];
   const int64_t k = a.shape[trans_a ? 0 : 1];
   const int64_t n = b.shape[trans_b ? 0 : 1];
-  QM_RETURN_IF_ERROR(checks.Expect(
-      b.shape[trans_b ? 1 : 0] == k && c.shape[0] == m && c.shape[1] == n,
-      absl::StrCat("op(a) is [", m, ", ", k, "], op(b) is [", b.shape[trans_b ? 1 : 0], ", ", n,
-                   "] and c is [", c.shape[0], ", ", c.shape[1], "]")));
+  QM_RETURN_IF_ERROR(
+      checks.Expect(b.shape[trans_b ? 1 : 0] == k && c.shape[0] == m && c.shape[1] == n,
+                    "op(a) is [", m, ", ", k, "], op(b) is [", b.shape[trans_b ? 1 : 0], ", ", n,
+                    "] and c is [", c.shape[0], ", ", c.shape[1], "]"));
   return products_->Gemm({trans_a, trans_b, m, n, k, static_cast<float>(alpha),
                           static_cast<float>(beta), a.data, RowStride(a), b.data, RowStride(b),
                           c.data, RowStride(c), static_cast<DType>(a.dtype),

@@ -69,18 +69,17 @@ absl::Status CudaBackend::Copy(const Tensor& source, Tensor* target) {
   QM_RETURN_IF_ERROR(checks.Expect(!target->read_only(), "target is read-only memory"));
   for (const Tensor* tensor : {&source, static_cast<const Tensor*>(target)}) {
     QM_RETURN_IF_ERROR(checks.Expect(tensor->device().is_cpu() || tensor->device() == device_,
-                                     absl::StrCat("a tensor lies on ", DeviceName(tensor->device()),
-                                                  ", not on the host or ", DeviceName(device_))));
+                                     "a tensor lies on ", DeviceName(tensor->device()),
+                                     ", not on the host or ", DeviceName(device_)));
   }
-  QM_RETURN_IF_ERROR(
-      checks.Expect(source.elements() == target->elements(),
-                    absl::StrCat("shapes ", source.shape().ToString(), " and ",
-                                 target->shape().ToString(), " hold unequal numbers of elements")));
+  QM_RETURN_IF_ERROR(checks.Expect(source.elements() == target->elements(), "shapes ",
+                                   source.shape().ToString(), " and ", target->shape().ToString(),
+                                   " hold unequal numbers of elements"));
   QM_RETURN_IF_ERROR(
       checks.Expect(source.dtype() == target->dtype() ||
                         (IsModelFloat(source.dtype()) && IsModelFloat(target->dtype())),
-                    absl::StrCat("cannot convert ", AbslView(DTypeName(source.dtype())), " to ",
-                                 AbslView(DTypeName(target->dtype())))));
+                    "cannot convert ", AbslView(DTypeName(source.dtype())), " to ",
+                    AbslView(DTypeName(target->dtype()))));
   if (source.elements() == 0) return absl::OkStatus();
   if (source.device().is_cpu()) {
     return target->device().is_cpu() ? CopyOnHost(source, target) : CopyToDevice(source, target);
@@ -137,9 +136,9 @@ absl::StatusOr<Tensor> CudaBackend::Upload(const Tensor& host) {
 absl::StatusOr<Tensor> CudaBackend::ToDevice(const Tensor& tensor) {
   QM_RETURN_IF_ERROR(Enter());
   if (tensor.device() == device_) return tensor;
-  QM_RETURN_IF_ERROR(Checks("to device")
-                         .Expect(tensor.device().is_cpu(),
-                                 absl::StrCat("tensor lies on ", DeviceName(tensor.device()))));
+  QM_RETURN_IF_ERROR(
+      Checks("to device")
+          .Expect(tensor.device().is_cpu(), "tensor lies on ", DeviceName(tensor.device())));
   return Upload(tensor);
 }
 

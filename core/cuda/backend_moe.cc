@@ -31,9 +31,8 @@ absl::Status CudaBackend::RouteTopK(const Tensor& router_logits, int64_t top_k, 
   const int64_t rows = router_logits.dim(0);
   const int64_t experts = router_logits.dim(1);
   QM_RETURN_IF_ERROR(checks.Expect(
-      top_k >= 1 && top_k <= experts && experts <= kMaxExperts,
-      absl::StrCat("top_k ", top_k, " of ", experts, " experts; at least 1 and at most ",
-                   kMaxExperts, " experts are supported")));
+      top_k >= 1 && top_k <= experts && experts <= kMaxExperts, "top_k ", top_k, " of ", experts,
+      " experts; at least 1 and at most ", kMaxExperts, " experts are supported"));
   const Shape shape = {rows, top_k};
   QM_RETURN_IF_ERROR(checks.HostOutput("experts_out", experts_out, DType::kI32, shape));
   QM_RETURN_IF_ERROR(checks.HostOutput("weights_out", weights_out, DType::kF32, shape));

@@ -1,7 +1,6 @@
 // Calibration statistics of the CUDA backend (numerics: plugin_api/STATS.md).
 #include <algorithm>
 
-#include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/cuda/convert.cuh"
 #include "core/cuda/cuda_backend.h"

@@ -11,10 +11,6 @@ absl::Status Checker::Invalid(absl::string_view what) const {
   return absl::InvalidArgumentError(absl::StrCat("cuda ", op_, ": ", what));
 }
 
-absl::Status Checker::Expect(bool condition, absl::string_view what) const {
-  return condition ? absl::OkStatus() : Invalid(what);
-}
-
 absl::Status Checker::Where(absl::string_view name, Device actual, Device expected) const {
   if (actual == expected) return absl::OkStatus();
   return Invalid(
@@ -30,6 +26,11 @@ absl::Status Checker::What(absl::string_view name, const Tensor& tensor, DType d
   if (tensor.shape() == shape) return absl::OkStatus();
   return Invalid(absl::StrCat(name, " has shape ", tensor.shape().ToString(), ", expected ",
                               shape.ToString()));
+}
+
+absl::Status Checker::Writable(absl::string_view name, const Tensor* tensor) const {
+  QM_RETURN_IF_ERROR(Expect(tensor != nullptr, name, " is null"));
+  return Expect(!tensor->read_only(), name, " is read-only memory");
 }
 
 absl::Status Checker::Input(absl::string_view name, const Tensor& tensor, DType dtype,
@@ -57,8 +58,7 @@ absl::Status Checker::Matrix(absl::string_view name, const Tensor& tensor) const
 
 absl::Status Checker::Output(absl::string_view name, const Tensor* tensor, DType dtype,
                              const Shape& shape) const {
-  QM_RETURN_IF_ERROR(Expect(tensor != nullptr, absl::StrCat(name, " is null")));
-  QM_RETURN_IF_ERROR(Expect(!tensor->read_only(), absl::StrCat(name, " is read-only memory")));
+  QM_RETURN_IF_ERROR(Writable(name, tensor));
   return Input(name, *tensor, dtype, shape);
 }
 
@@ -70,8 +70,7 @@ absl::Status Checker::HostInput(absl::string_view name, const Tensor& tensor, DT
 
 absl::Status Checker::HostOutput(absl::string_view name, const Tensor* tensor, DType dtype,
                                  const Shape& shape) const {
-  QM_RETURN_IF_ERROR(Expect(tensor != nullptr, absl::StrCat(name, " is null")));
-  QM_RETURN_IF_ERROR(Expect(!tensor->read_only(), absl::StrCat(name, " is read-only memory")));
+  QM_RETURN_IF_ERROR(Writable(name, tensor));
   return HostInput(name, *tensor, dtype, shape);
 }
 
@@ -88,22 +87,18 @@ absl::Status Checker::Indices(absl::string_view name, const Tensor& indices, int
 absl::Status Checker::View(absl::string_view name, const qm_tensor& view) const {
   QM_RETURN_IF_ERROR(Where(name, Device{view.device.kind, view.device.index}, device_));
   const DType dtype = static_cast<DType>(view.dtype);
-  QM_RETURN_IF_ERROR(Expect(
-      IsModelFloat(dtype),
-      absl::StrCat(name, " is ", AbslView(DTypeName(dtype)), ", expected F32, F16 or BF16")));
-  QM_RETURN_IF_ERROR(
-      Expect(view.rank == 2, absl::StrCat(name, " has rank ", view.rank, ", not 2")));
+  QM_RETURN_IF_ERROR(Expect(IsModelFloat(dtype), name, " is ", AbslView(DTypeName(dtype)),
+                            ", expected F32, F16 or BF16"));
+  QM_RETURN_IF_ERROR(Expect(view.rank == 2, name, " has rank ", view.rank, ", not 2"));
   const int64_t rows = view.shape[0];
   const int64_t width = view.shape[1];
-  QM_RETURN_IF_ERROR(Expect(rows >= 0 && width >= 0, absl::StrCat(name, " has a negative extent")));
+  QM_RETURN_IF_ERROR(Expect(rows >= 0 && width >= 0, name, " has a negative extent"));
   if (rows == 0 || width == 0) return absl::OkStatus();
-  QM_RETURN_IF_ERROR(Expect(view.data != nullptr, absl::StrCat(name, " has no data")));
-  QM_RETURN_IF_ERROR(Expect(
-      width == 1 || view.stride[1] == 1,
-      absl::StrCat(name, " has column stride ", view.stride[1], "; its rows must be contiguous")));
-  return Expect(
-      rows == 1 || view.stride[0] >= width,
-      absl::StrCat(name, " has row stride ", view.stride[0], ", less than its width ", width));
+  QM_RETURN_IF_ERROR(Expect(view.data != nullptr, name, " has no data"));
+  QM_RETURN_IF_ERROR(Expect(width == 1 || view.stride[1] == 1, name, " has column stride ",
+                            view.stride[1], "; its rows must be contiguous"));
+  return Expect(rows == 1 || view.stride[0] >= width, name, " has row stride ", view.stride[0],
+                ", less than its width ", width);
 }
 
 int64_t RowStride(const qm_tensor& view) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "core/tensor/tensor.h"
 
@@ -17,7 +18,12 @@ class Checker {
 
   // INVALID_ARGUMENT "cuda <op>: <what>".
   absl::Status Invalid(absl::string_view what) const;
-  absl::Status Expect(bool condition, absl::string_view what) const;
+  // The same unless `condition`. The parts of the text are joined only then: most calls are of
+  // operations of a few microseconds.
+  template <typename... Parts>
+  absl::Status Expect(bool condition, const Parts&... what) const {
+    return condition ? absl::OkStatus() : Invalid(absl::StrCat(what...));
+  }
 
   // On the device, of the dtype, with exactly this shape.
   absl::Status Input(absl::string_view name, const Tensor& tensor, DType dtype,
@@ -43,6 +49,8 @@ class Checker {
   absl::Status Where(absl::string_view name, Device actual, Device expected) const;
   absl::Status What(absl::string_view name, const Tensor& tensor, DType dtype,
                     const Shape& shape) const;
+  // Not null and not read-only.
+  absl::Status Writable(absl::string_view name, const Tensor* tensor) const;
 
   absl::string_view op_;
   Device device_;
