@@ -1,4 +1,4 @@
-# Libraries found on the system (all of them Debian 12 packages; scripts/lib/packages lists them).
+# Libraries found on the system (all of them Debian 12 packages; scripts/lib/setup.sh lists them).
 
 find_package(PkgConfig REQUIRED)
 find_package(Threads REQUIRED)
