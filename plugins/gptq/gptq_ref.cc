@@ -5,7 +5,6 @@
 // vectorises. Tiles are independent, hence the result does not depend on the threads.
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -16,19 +15,6 @@ namespace {
 
 constexpr int kTileRows = 32;
 constexpr int64_t kRowsPerTask = 32;
-
-inline float SumOfNonFinite(const float* x, int64_t n) {
-  // x - x is 0 for finite x and NaN otherwise.
-  float lane[qm::kAffineLanes] = {};
-  int64_t i = 0;
-  for (; i + qm::kAffineLanes <= n; i += qm::kAffineLanes) {
-    for (int l = 0; l < qm::kAffineLanes; ++l) lane[l] += x[i + l] - x[i + l];
-  }
-  for (int l = 0; i + l < n; ++l) lane[l] += x[i + l] - x[i + l];
-  float sum = 0.0f;
-  for (const float v : lane) sum += v;
-  return sum;
-}
 
 struct RowTile {
   int64_t first_row;
@@ -149,7 +135,7 @@ class CpuKernels final : public Kernels {
     std::atomic<bool> good{true};
     QM_TRY(qm::ParallelFor(call_, n, kRowsPerTask, [&](int64_t begin, int64_t end, int32_t) {
       for (int64_t i = begin; i < end; ++i) {
-        if (SumOfNonFinite(m.row(i), n) != 0.0f) good = false;
+        if (qm::FirstNotFinite(m.row(i), n) >= 0) good = false;
       }
       return QM_OK;
     }));
@@ -184,11 +170,9 @@ class CpuKernels final : public Kernels {
     const int64_t cols = weight.shape(1);
     std::atomic<int64_t> first{kNone};
     QM_TRY(ForRows(weight.shape(0), [&](int64_t r) {
-      const float* row = weight.row(r);
-      if (SumOfNonFinite(row, cols) == 0.0f) return;
-      const int64_t at =
-          r * cols +
-          (std::find_if_not(row, row + cols, [](float x) { return std::isfinite(x); }) - row);
+      const int64_t column = qm::FirstNotFinite(weight.row(r), cols);
+      if (column < 0) return;
+      const int64_t at = r * cols + column;
       int64_t seen = first.load();
       while (at < seen && !first.compare_exchange_weak(seen, at)) {
       }

@@ -10,13 +10,9 @@ namespace quantmill::gptq {
 namespace {
 
 constexpr qm_option kOptions[] = {
-    {"bits", "4", "2|3|4|8", "Width of a code in bits.", QM_OPT_I64, 0},
-    {"group_size", "128", "-1..1048576",
-     "Input channels that share a scale; must divide in_features; -1 = one group per output "
-     "channel.",
-     QM_OPT_I64, 0},
-    {"symmetric", "false", nullptr, "Zero point fixed at 2^(bits-1) instead of one per group.",
-     QM_OPT_BOOL, 0},
+    qm::kAffineBitsOption,
+    qm::kAffineGroupSizeOption,
+    qm::kAffineSymmetricOption,
     {"damp", "0.01", "0.0..1.0",
      "Added to the Hessian's diagonal, as a part of its mean; raised where needed.", QM_OPT_F64, 0},
     {"block_size", "128", "1..256", "Columns solved together before the rest is updated.",

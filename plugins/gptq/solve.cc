@@ -135,9 +135,7 @@ qm_status Solve(qm_call* call, Kernels& kernels, const Options& options, const F
   int64_t bad = -1;
   QM_TRY(kernels.FindNotFinite(weight, &bad));
   if (bad >= 0) {
-    return qm::Fail(call, QM_INVALID_ARGUMENT, "the weight at row ", bad / shape.in_features,
-                    ", column ", bad % shape.in_features,
-                    " is NaN or infinite; repair the checkpoint");
+    return qm::NotFinite(call, bad / shape.in_features, bad % shape.in_features);
   }
   const bool walk = factor.u != nullptr;
   const bool groups_ahead = !walk || shape.group_size < 0 || options.static_groups;

@@ -10,13 +10,9 @@ namespace quantmill::ptq {
 namespace {
 
 constexpr qm_option kOptions[] = {
-    {"bits", "4", "2|3|4|8", "Width of a code in bits.", QM_OPT_I64, 0},
-    {"group_size", "128", "-1..1048576",
-     "Input channels that share a scale; must divide in_features; -1 = one group per output "
-     "channel.",
-     QM_OPT_I64, 0},
-    {"symmetric", "false", nullptr, "Zero point fixed at 2^(bits-1) instead of one per group.",
-     QM_OPT_BOOL, 0},
+    qm::kAffineBitsOption,
+    qm::kAffineGroupSizeOption,
+    qm::kAffineSymmetricOption,
     {"variant", "rtn", "rtn|mse|percentile",
      "Range of a group: its extremes; the one with the least squared error among 80 smaller ones; "
      "or a quantile.",

@@ -23,11 +23,7 @@ qm_status QuantizeCuda(qm_call* call, const Options& options, qm::TensorView<con
 // Scratch that QuantizeCuda asks for.
 uint64_t CudaScratchBytes(const qm::AffineShape& shape);
 
-// The error for a weight that is not finite.
-inline qm_status NotFinite(qm_call* call, int64_t row, int64_t column) {
-  return qm::Fail(call, QM_INVALID_ARGUMENT, "the weight at row ", row, ", column ", column,
-                  " is NaN or infinite; repair the checkpoint");
-}
+using qm::NotFinite;
 
 }  // namespace quantmill::ptq
 

@@ -6,7 +6,6 @@
 // Rows are independent; the loops inside run over 32 channels and vectorise.
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <limits>
 
 #include "ptq.h"
@@ -17,23 +16,6 @@ namespace {
 // 32 codes fill exactly `bits` words.
 constexpr int64_t kSegment = 32;
 constexpr int64_t kRowsPerTask = 8;
-
-// First column of the row that is not finite, or -1.
-inline int64_t FirstNotFinite(const float* w, int64_t n) {
-  // x - x is 0 for finite x and NaN otherwise; the sum keeps the NaN.
-  float lane[qm::kAffineLanes] = {};
-  int64_t i = 0;
-  for (; i + qm::kAffineLanes <= n; i += qm::kAffineLanes) {
-    for (int l = 0; l < qm::kAffineLanes; ++l) lane[l] += w[i + l] - w[i + l];
-  }
-  for (int l = 0; i + l < n; ++l) lane[l] += w[i + l] - w[i + l];
-  float sum = 0.0f;
-  for (const float x : lane) sum += x;
-  if (sum == 0.0f) return -1;
-  for (i = 0; i < n && std::isfinite(w[i]); ++i) {
-  }
-  return i;
-}
 
 inline void EncodeRow(const float* w, const Options& options, int64_t row,
                       const qm::AffineTensors& out) {
@@ -99,7 +81,7 @@ qm_status QuantizeCpu(qm_call* call, const Options& options, qm::TensorView<cons
   std::atomic<int64_t> done{0};
   QM_TRY(qm::ParallelFor(call, rows, kRowsPerTask, [&](int64_t begin, int64_t end, int32_t) {
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t column = FirstNotFinite(weight.row(row), cols);
+      const int64_t column = qm::FirstNotFinite(weight.row(row), cols);
       if (column >= 0) {
         const int64_t index = row * cols + column;
         int64_t seen = bad.load();

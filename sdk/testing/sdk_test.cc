@@ -48,6 +48,21 @@ TEST(SdkFloats, EveryBrainFloatSurvivesAndMidpointsGoToEven) {
   EXPECT_TRUE(std::isnan(qm::ToFloat(qm::ToBF16(std::nanf("")))));
 }
 
+TEST(SdkAffine, FirstNotFiniteIsFoundWhereverItIs) {
+  for (const int64_t n : {1, 31, 32, 33, 100}) {
+    std::vector<float> values(static_cast<size_t>(n), std::numeric_limits<float>::max());
+    EXPECT_EQ(qm::FirstNotFinite(values.data(), n), -1) << n;
+    for (const float bad : {INFINITY, -INFINITY, std::nanf("")}) {
+      for (int64_t at = 0; at < n; ++at) {
+        std::vector<float> broken(values);
+        broken[at] = broken[n - 1] = bad;
+        EXPECT_EQ(qm::FirstNotFinite(broken.data(), n), at) << n;
+      }
+    }
+  }
+  EXPECT_EQ(qm::FirstNotFinite(nullptr, 0), -1);
+}
+
 TEST(SdkAffine, ScaleIsNeverZeroAndNeverInfinite) {
   for (const qm_dtype dtype : {QM_F16, QM_BF16, QM_F32}) {
     for (const float scale : {0.0f, 1e-45f, 1e-30f, 1e-8f, 3e-8f, 0.1f, 7e4f, 3.4e38f, INFINITY}) {

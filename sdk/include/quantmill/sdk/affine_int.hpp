@@ -4,6 +4,8 @@
 #ifndef QUANTMILL_SDK_AFFINE_INT_HPP_
 #define QUANTMILL_SDK_AFFINE_INT_HPP_
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -95,6 +97,29 @@ QM_HD inline float DecodeAffine(float code, AffineGroup group) {
   return group.scale * (code - group.zero);
 }
 
+// ---- weights that are not finite ---------------------------------------------------------------
+// First of n values that is NaN or infinite, or -1.
+inline int64_t FirstNotFinite(const float* x, int64_t n) {
+  // x - x is 0 for finite x and NaN otherwise; the sum keeps the NaN, and its loop vectorises.
+  constexpr int kLanes = 32;
+  float lane[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) lane[l] += x[i + l] - x[i + l];
+  }
+  for (int l = 0; i + l < n; ++l) lane[l] += x[i + l] - x[i + l];
+  float sum = 0.0f;
+  for (const float value : lane) sum += value;
+  if (sum == 0.0f) return -1;
+  return std::find_if_not(x, x + n, [](float value) { return std::isfinite(value); }) - x;
+}
+
+// The error for a weight that is not finite.
+inline qm_status NotFinite(qm_call* call, int64_t row, int64_t column) {
+  return Fail(call, QM_INVALID_ARGUMENT, "the weight at row ", row, ", column ", column,
+              " is NaN or infinite; repair the checkpoint");
+}
+
 // ---- bit stream --------------------------------------------------------------------------------
 QM_HD inline int64_t AffineWordsPerRow(int64_t in_features, int32_t bits) {
   return (in_features * bits + 31) / 32;
@@ -167,6 +192,21 @@ inline std::string ValidGroupSizes(int64_t in_features) {
   }
   return text + "or -1 (one group per output channel)";
 }
+
+// The options that ReadAffineShape reads, for a method's table.
+inline constexpr qm_option kAffineBitsOption = {
+    "bits", "4", "2|3|4|8", "Width of a code in bits.", QM_OPT_I64, 0};
+inline constexpr qm_option kAffineGroupSizeOption = {
+    "group_size",
+    "128",
+    "-1..1048576",
+    "Input channels that share a scale; must divide in_features; -1 = one group per output "
+    "channel.",
+    QM_OPT_I64,
+    0};
+inline constexpr qm_option kAffineSymmetricOption = {
+    "symmetric", "false", nullptr, "Zero point fixed at 2^(bits-1) instead of one per group.",
+    QM_OPT_BOOL, 0};
 
 // Reads the options bits, group_size and symmetric, and checks them against the linear.
 inline qm_status ReadAffineShape(qm_call* call, const qm_linear_info& info, AffineShape* out) {
