@@ -10,9 +10,10 @@
 
 namespace quantmill::cuda {
 
-// OK, or: DATA_LOSS for an error that ends the process' use of CUDA (IsStickyCudaError),
-// RESOURCE_EXHAUSTED when memory ran out, else INTERNAL; the text has the expression, file:line and
-// the error's name. Clears the runtime's remembered error where that is possible.
+// OK, or: DATA_LOSS for an error after which CUDA answers every call of this process with the same
+// one (illegal address, launch failure, uncorrectable ECC and their kin), RESOURCE_EXHAUSTED when
+// memory ran out, else INTERNAL; the text has the expression, file:line and the error's name.
+// Clears the runtime's remembered error where that is possible.
 absl::Status CudaStatus(cudaError_t error, const char* expression, const char* file, int line);
 absl::Status CublasStatus(cublasStatus_t status, const char* expression, const char* file,
                           int line);

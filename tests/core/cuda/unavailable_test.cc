@@ -1,5 +1,4 @@
 // A build without CUDA says so.
-#include "core/cuda/cuda_error.h"
 #include "core/tensor/backend.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -11,7 +10,6 @@ TEST(MakeCudaBackendTest, SaysThatTheBuildHasNoCuda) {
   const auto made = MakeCudaBackend(0, DType::kF32, 1);
   EXPECT_EQ(made.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(made.status().message()), ::testing::HasSubstr("has no CUDA"));
-  EXPECT_FALSE(IsStickyCudaError(made.status()));
 }
 
 }  // namespace
