@@ -45,6 +45,15 @@ find_cuda() {
   fi
 }
 
+# The facts of a measurement on the CPU as JSON members, for a command line.
+measurement_facts() {
+  local processor
+  processor=$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -1)
+  printf '  "commit": "%s",\n' "$(git describe --always --dirty=-modified --abbrev=40 --exclude='*' 2>/dev/null || echo unknown)"
+  printf '  "command": "%s",\n' "$1"
+  printf '  "machine": {"processor": "%s", "cores": %d},\n' "${processor:-$(uname -m)}" "$(nproc)"
+}
+
 have_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
 
 # Jobs in parallel: one a core, but no more than memory allows (2 GiB a compiler).
