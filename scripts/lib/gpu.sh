@@ -4,9 +4,24 @@
 
 gpu_has_device() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
 
-# Unpacks a bundle once and prints the directory to work in; prints a build directory as it is.
+# gpu_open_tree TREE START: the directory to work in. TREE (relative to START) is a build directory or
+# a bundle, which is unpacked once; empty: the current folder if it is either, else build/portable,
+# else build/dev.
 gpu_open_tree() {
-  local tree=$1
+  local tree=$1 candidate
+  if [[ -n $tree && $tree != /* ]]; then tree=$2/$tree; fi
+  if [[ -z $tree ]]; then
+    for candidate in . build/portable build/dev; do
+      if [[ -f $candidate/bundle.tar.xz || -f $candidate/CTestTestfile.cmake ]]; then
+        tree=$candidate
+        break
+      fi
+    done
+  fi
+  if [[ ! -d $tree ]]; then
+    echo "error: no tree '$tree'; nothing built there; run cmake --preset portable and build it" >&2
+    return 2
+  fi
   if [[ -f $tree/bundle.tar.xz ]]; then
     if [[ ! -f $tree/unpacked/COMMIT || $tree/bundle.tar.xz -nt $tree/unpacked/COMMIT ]]; then
       rm -rf "$tree/unpacked"
