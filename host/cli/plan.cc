@@ -1,33 +1,15 @@
 // quantmill plan PIPELINE: what `run` would do, and what it would take.
 #include <ostream>
 
-#include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/model/config.h"
 #include "host/cli/command.h"
+#include "host/cli/job_request.h"
 #include "host/pipeline/check.h"
-#include "host/pipeline/device.h"
 #include "host/plugins/catalog.h"
-#include "host/run/job.h"
 
 namespace quantmill {
 namespace {
-
-absl::StatusOr<JobRequest> RequestOf(const Arguments& args) {
-  JobRequest request;
-  request.mode = JobRequest::Mode::kPlan;
-  request.pipeline_file = args.Text("PIPELINE");
-  request.sets = args.List("set");
-  request.plugins = args.List("plugin");
-  request.work_dir = args.Text("work-dir");
-  request.resume = args.Flag("resume");
-  if (args.Has("device")) {
-    request.device = args.Text("device");
-    const auto device = ParseDevice(request.device);
-    if (!device.ok()) return UsageError(device.status());
-  }
-  return request;
-}
 
 // Everything that can be checked without a worker.
 absl::StatusOr<PipelinePlan> CheckAll(const JobRequest& request, const Pipeline& pipeline) {
@@ -41,11 +23,9 @@ absl::StatusOr<PipelinePlan> CheckAll(const JobRequest& request, const Pipeline&
 }
 
 absl::StatusOr<int> Run(const Arguments& args) {
-  QM_ASSIGN_OR_RETURN(const JobRequest request, RequestOf(args));
-  const absl::StatusOr<Pipeline> pipeline = PipelineOf(request);
-  if (absl::IsInvalidArgument(pipeline.status())) return UsageError(pipeline.status());
-  if (!pipeline.ok()) return pipeline.status();
-  const absl::StatusOr<PipelinePlan> plan = CheckAll(request, *pipeline);
+  QM_ASSIGN_OR_RETURN(const JobRequest request, JobRequestOf(args));
+  QM_ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(request));
+  const absl::StatusOr<PipelinePlan> plan = CheckAll(request, pipeline);
   if (!plan.ok()) return RefusedError(plan.status());
   QM_ASSIGN_OR_RETURN(const PlanReport report, PlanInWorker(request));
   args.out() << FormatPlan(*plan, report);

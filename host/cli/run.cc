@@ -7,12 +7,10 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/io/files.h"
-#include "core/io/json.h"
 #include "host/cli/command.h"
+#include "host/cli/job_request.h"
 #include "host/cli/progress.h"
 #include "host/pipeline/check.h"
-#include "host/pipeline/device.h"
-#include "host/run/job.h"
 #include "host/run/report.h"
 #include "host/supervisor/journal.h"
 #include "host/supervisor/supervise.h"
@@ -46,24 +44,6 @@ class Console {
 
   ProgressLine line_;
 };
-
-absl::StatusOr<JobRequest> RequestOf(const Arguments& arguments) {
-  JobRequest request;
-  request.pipeline_file = arguments.Text("PIPELINE");
-  request.sets = arguments.List("set");
-  request.plugins = arguments.List("plugin");
-  if (arguments.Has("device")) {
-    request.device = arguments.Text("device");
-    const auto device = ParseDevice(request.device);
-    if (!device.ok()) return UsageError(device.status());
-  }
-  if (arguments.Has("work-dir")) {
-    std::error_code error;
-    request.work_dir = std::filesystem::absolute(arguments.Text("work-dir"), error).string();
-  }
-  request.resume = arguments.Flag("resume");
-  return request;
-}
 
 std::string JournalPath(const Pipeline& pipeline) { return pipeline.work_dir + "/journal.jsonl"; }
 std::string LastWordsPath(const Pipeline& pipeline) { return pipeline.work_dir + "/last_words"; }
@@ -119,7 +99,7 @@ absl::StatusOr<nlohmann::ordered_json> RunInProcess(JobRequest request, Journal&
 }
 
 absl::StatusOr<int> Run(const Arguments& arguments) {
-  QM_ASSIGN_OR_RETURN(JobRequest request, RequestOf(arguments));
+  QM_ASSIGN_OR_RETURN(JobRequest request, JobRequestOf(arguments));
   QM_ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(request));
   QM_ASSIGN_OR_RETURN(const std::unique_ptr<Journal> journal,
                       OpenJournal(pipeline, request.resume));

@@ -276,7 +276,12 @@ absl::StatusOr<Pipeline> PipelineOf(const JobRequest& request) {
   absl::StatusOr<Pipeline> pipeline = ParsePipelineFile(request.pipeline_file, request.sets);
   if (!pipeline.ok()) return UsageError(pipeline.status());
   if (!request.device.empty()) pipeline->device = request.device;
-  if (!request.work_dir.empty()) pipeline->work_dir = request.work_dir;
+  if (!request.work_dir.empty()) {
+    // As the paths of the file: the checks compare them with each other.
+    std::error_code error;
+    pipeline->work_dir =
+        std::filesystem::absolute(request.work_dir, error).lexically_normal().string();
+  }
   return pipeline;
 }
 

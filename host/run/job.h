@@ -32,10 +32,9 @@ absl::StatusOr<JobRequest> JobRequestFromJson(const nlohmann::json& json);
 // The pipeline of a request: the file, with --set and the overrides applied.
 absl::StatusOr<Pipeline> PipelineOf(const JobRequest& request);
 
-// kRun: preflight, quantize, export, verify, evaluate; returns the `run` result (docs: JSON
-// results) with "checks" (list of text) and "report" (per slot) added. kPlan: preflight only;
-// returns PlanReportToJson. Loads plugins into this process. Events:
-//   {"type":"progress","stage":S,"unit":U,"done":N,"total":N,"rate":R}
+// kRun: preflight, quantize, export, verify, evaluate; returns what `run --json` writes. kPlan:
+// preflight only; returns PlanReportToJson. Loads plugins into this process. Events:
+//   {"type":"progress","stage":S,"unit":U,"done":N,"total":N}
 //   {"type":"log","severity":0..2,"text":T}
 //   {"type":"begin","key":K,"stage":S,"block":B}   {"type":"end","key":K,"digest":D}
 // Errors refused by preflight carry exit code 3 (host/cli/command.h).

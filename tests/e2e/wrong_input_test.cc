@@ -199,6 +199,15 @@ TEST_F(WrongInputTest, CommandLines) {
   ExpectError(2, "did you mean 'gptq'?", {"describe", "gptw"});
 }
 
+// Relative to where the program runs; both commands take the same folders.
+TEST_F(WrongInputTest, RelativeWorkDirectories) {
+  const std::string pipeline = Pipeline("p", kPtq);
+  const ProgramResult plan = Program({"plan", pipeline, "--work-dir", "relative.work"});
+  EXPECT_EQ(plan.exit_code, 0) << plan.err;
+  ExpectPipeline(3, "holds the model or the work directory", pipeline,
+                 {"--work-dir", fs::relative(Path("p.out/work")).string()});
+}
+
 TEST_F(WrongInputTest, Outputs) {
   const std::string pipeline = Pipeline("p", kPtq);
   fs::create_directory(Path("p.out"));
