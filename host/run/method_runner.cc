@@ -15,7 +15,6 @@
 namespace quantmill {
 namespace {
 
-constexpr int kEqualLogLines = 3;
 constexpr uint64_t kScratchSlack = 64 << 10;  // for the small arrays a result is described with
 
 std::string ShapeText(const SlotTask& task) {
@@ -133,19 +132,10 @@ CallSettings MethodRunner::Settings(const LoadedMethod& method, const std::strin
     if (words == nullptr) return;
     entered ? words->EnterService() : words->LeaveService();
   };
-  settings.log = [this, id = method.method->id, what = settings.what](
-                     int severity, const std::string& text) { LogLine(id, what, severity, text); };
+  settings.log = [this, what = settings.what](int32_t severity, const std::string& text) {
+    log_.Line(what, severity, text);
+  };
   return settings;
-}
-
-// A mixture of experts can give thousands of lines that differ in the layer's name only.
-void MethodRunner::LogLine(const std::string& method, const std::string& what, int severity,
-                           const std::string& text) {
-  std::lock_guard<std::mutex> lock(log_mutex_);
-  const int count = ++log_counts_[absl::StrCat(method, ": ", text)];
-  if (count > kEqualLogLines) return;
-  const char* end = count == kEqualLogLines ? " (more lines like this are not shown)" : "";
-  sink_({{"type", "log"}, {"severity", severity}, {"text", absl::StrCat(what, ": ", text, end)}});
 }
 
 nlohmann::json MethodRunner::Words(const LoadedMethod& method, const RunContext& context,

@@ -6,8 +6,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -22,6 +20,7 @@
 #include "host/supervisor/last_words.h"
 #include "host/supervisor/process.h"
 #include "host/worker/call.h"
+#include "host/worker/plugin_log.h"
 
 namespace quantmill {
 
@@ -95,14 +94,12 @@ class MethodRunner {
   absl::StatusOr<PackedWeight> ToHost(PackedWeight packed, const SlotTask& task,
                                       const std::string& what);
 
-  void LogLine(const std::string& method, const std::string& what, int severity,
-               const std::string& text);
-
   Backend& backend_;
   LastWords* words_;
   EventSink sink_;
-  std::mutex log_mutex_;
-  std::map<std::string, int> log_counts_;  // of equal texts of a method
+  PluginLog log_{[this](int32_t severity, const std::string& text) {
+    sink_({{"type", "log"}, {"severity", severity}, {"text", text}});
+  }};
 };
 
 // Writes weight.safetensors, statistics.safetensors and call.json into `directory`: what is needed

@@ -1,11 +1,9 @@
 #include "host/worker/call.h"
 
 #include <charconv>
-#include <cstdio>
 #include <cstdlib>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -157,12 +155,10 @@ class PluginCall::Impl : public CallContext {
   std::vector<Emitted> emitted_;
 };
 
-// Calls without a listener come once per layer: each distinct warning is printed once.
-bool IsNewWarning(const char* message) {
-  static std::mutex mutex;
-  static auto* const seen = new std::set<std::string>;  // never destroyed: plugins are not unloaded
-  const std::lock_guard<std::mutex> lock(mutex);
-  return seen->insert(message).second;
+// Of the calls without a listener, which come once per layer.
+PluginLog& StderrLog() {
+  static auto* const log = new PluginLog(PrintWarning);  // never destroyed: plugins stay loaded
+  return *log;
 }
 
 void PluginCall::Impl::Log(qm_call* call, int32_t severity, const char* message) noexcept {
@@ -170,8 +166,8 @@ void PluginCall::Impl::Log(qm_call* call, int32_t severity, const char* message)
   const Impl& self = Self(call);
   if (self.settings_.log) {
     self.settings_.log(severity, message);
-  } else if (severity >= 2 && IsNewWarning(message)) {
-    std::fprintf(stderr, "warning: %s: %s\n", self.settings_.what.c_str(), message);
+  } else {
+    StderrLog().Line(self.settings_.what, severity, message);
   }
 }
 

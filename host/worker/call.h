@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "core/formats/packed.h"
 #include "core/tensor/backend.h"
+#include "host/worker/plugin_log.h"
 #include "quantmill/all.h"
 
 namespace quantmill {
@@ -33,7 +34,7 @@ struct CallSettings {
   bool with_services = true;  // false: every host extension is NULL
   // Receives the plugin's log lines (severity 0 debug, 1 info, 2 warning), from any thread. Null:
   // warnings go to stderr, the rest nowhere.
-  std::function<void(int severity, const std::string& text)> log;
+  LogSink log;
   // Finish() waits for the stream. Off for products, which must not synchronize.
   bool synchronize = true;
 };
