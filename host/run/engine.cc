@@ -223,7 +223,9 @@ absl::Status Engine::RunStage(const PreparedStage& stage, const std::vector<size
     QM_RETURN_IF_ERROR(PutIntoBlock(stage, slots, unit, state));
   }
   chain_.AddUnit(unit.digest);
-  for (const SlotRecord& record : unit.slots) exported_[record.slot] = {unit.key, unit.digest};
+  for (const SlotRecord& record : unit.slots) {
+    exported_[record.slot] = {unit.key, unit.digest, unit.block};
+  }
   unit.packed.clear();
   units_.push_back(std::move(unit));
   return absl::OkStatus();
@@ -328,12 +330,16 @@ absl::Status Engine::PutIntoBlock(const PreparedStage& stage, const std::vector<
 absl::StatusOr<std::shared_ptr<const PackedWeight>> Engine::Packed(const std::string& slot) {
   const auto it = exported_.find(slot);
   if (it == exported_.end()) return nullptr;
-  const auto& [key, digest] = it->second;
-  if (!open_unit_ || open_unit_->key != key) {
-    QM_ASSIGN_OR_RETURN(open_unit_, store_.Load(key, digest, in_.backend->threads()));
+  const auto& [key, digest, block] = it->second;
+  if (block != open_block_) open_units_.clear();
+  open_block_ = block;
+  auto unit = open_units_.find(key);
+  if (unit == open_units_.end()) {
+    QM_ASSIGN_OR_RETURN(Unit loaded, store_.Load(key, digest, in_.backend->threads()));
+    unit = open_units_.emplace(key, std::move(loaded)).first;
   }
-  const auto packed = open_unit_->packed.find(slot);
-  return packed == open_unit_->packed.end() ? nullptr : packed->second;
+  const auto packed = unit->second.packed.find(slot);
+  return packed == unit->second.packed.end() ? nullptr : packed->second;
 }
 
 }  // namespace quantmill

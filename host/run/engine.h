@@ -99,8 +99,14 @@ class Engine {
   int64_t last_measured_block_ = -1;
   std::vector<Unit> units_;
   std::map<std::string, bool> usable_;  // finished units whose files were looked at
-  std::map<std::string, std::pair<std::string, std::string>> exported_;  // slot -> key, digest
-  std::optional<Unit> open_unit_;  // the last one Packed() looked into
+  struct Place {
+    std::string key, digest;  // of the unit
+    int64_t block = 0;
+  };
+  std::map<std::string, Place> exported_;  // by slot
+  // Units of open_block_ that Packed() looked into, by key: stages may alternate from slot to slot.
+  std::map<std::string, Unit> open_units_;
+  int64_t open_block_ = -1;
   int64_t reused_ = 0;
 };
 
