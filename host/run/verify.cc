@@ -223,7 +223,6 @@ class Verifier {
     QM_ASSIGN_OR_RETURN(const Tensor made, ComputeLogits(backend_, *options_.in_memory, ids,
                                                          Steps("verify: logits in memory")));
     QM_ASSIGN_OR_RETURN(const Distortion distortion, MeasureDistortion(made, logits_));
-    report_.logit_difference = distortion.max_error;
     // Equal weights give equal logits up to the order of sums; a dense target rounds the weights to
     // the model's dtype.
     const double rms = std::sqrt(distortion.reference_energy /
@@ -335,7 +334,6 @@ nlohmann::ordered_json ToJson(const VerifyReport& report) {
                                  {"packed_slots", report.packed_slots},
                                  {"bits_per_weight", report.bits_per_weight},
                                  {"size_bytes", report.size_bytes}};
-  if (report.logit_difference) json["logit_difference"] = *report.logit_difference;
   if (report.reference_kl) json["reference_kl"] = *report.reference_kl;
   if (report.reference_agreement) json["reference_top1_agreement"] = *report.reference_agreement;
   return json;

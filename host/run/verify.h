@@ -39,7 +39,6 @@ struct VerifyReport {
   int64_t packed_slots = 0;
   double bits_per_weight = 0;                 // stored for the quantized linears; 0 = none
   int64_t size_bytes = 0;                     // of the directory
-  std::optional<double> logit_difference;     // largest, against the model in memory
   std::optional<double> reference_kl;         // mean, against the reference, nats
   std::optional<double> reference_agreement;  // of the most probable token
 };
