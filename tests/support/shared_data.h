@@ -16,8 +16,8 @@ std::optional<std::string> SharedPath(const std::string& relative);
 // Absolute path of a file in this source tree.
 std::string SourcePath(const std::string& relative);
 
-// A fresh empty directory for the running test, removed by nobody (under the system's temporary
-// directory).
+// A fresh empty directory for the running test, under the system's temporary directory; removed
+// when the process ends, unless a test failed.
 std::string MakeTempDir();
 
 }  // namespace quantmill::testing
