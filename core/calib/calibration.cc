@@ -83,7 +83,6 @@ class CalibrationImpl : public Calibration {
   int64_t windows() const override { return states_.windows(); }
   int64_t length() const override { return states_.length(); }
   int64_t block() const override { return block_; }
-  const RopeTables& rope() const override { return rope_; }
   absl::Status Collect(const BlockWeights& weights, const BlockWeights* original,
                        absl::Span<const StatRequest> requests, Statistics* out) override;
   absl::Status Advance(const BlockWeights& weights, const BlockWeights* original) override;
@@ -207,9 +206,10 @@ absl::StatusOr<Collector> CalibrationImpl::MakeCollector(
     const std::vector<StatRequest>& requests) const {
   const WindowStates& states = from_original ? OriginalStates() : states_;
   QM_ASSIGN_OR_RETURN(GroupRows rows, ExpectedRows(weights, states, plan, requests));
-  std::vector<int> capture;
-  for (const StatRequest& request : plan.cross) capture.push_back(request.input_group);
-  if (from_original) capture.clear();
+  std::vector<int> capture;  // `cross` compares with inputs of the quantized stream
+  if (!from_original) {
+    for (const StatRequest& request : plan.cross) capture.push_back(request.input_group);
+  }
   Collector collector(backend_, from_original, plan.in_features, std::move(rows),
                       std::move(capture));
   for (const StatRequest& request : requests) QM_RETURN_IF_ERROR(collector.Add(request));

@@ -76,7 +76,6 @@ class Calibration {
   virtual int64_t length() const = 0;
   // The block whose inputs the hidden states are now; config.layers after the last Advance.
   virtual int64_t block() const = 0;
-  virtual const RopeTables& rope() const = 0;
 
   // Measures `requests` on the current block. Hidden states stay as they are. Every request appears
   // in *out, also those of experts without rows (zeros; `rows` with no row).

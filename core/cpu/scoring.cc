@@ -14,8 +14,9 @@ HWY_BEFORE_NAMESPACE();
 namespace quantmill::cpu {
 namespace HWY_NAMESPACE {
 
-// Elements summed in f32 lanes before the sum moves on to f64: at most 64 additions per lane with
-// the shortest vectors, so the rounding error stays near that of the exponentials themselves.
+// Elements summed in f32 lanes before the sum moves on to f64: 64 additions per lane with the
+// longest vectors and 256 with the shortest, so the rounding error stays near that of the
+// exponentials themselves.
 constexpr int64_t kChunk = 1024;
 constexpr int64_t kMaxLanes = HWY_MAX_BYTES / sizeof(float);
 

@@ -3,7 +3,6 @@
 #define QUANTMILL_CORE_EVAL_RESIDENT_MODEL_H_
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"

@@ -21,6 +21,8 @@ const char* ZeroName(Zero zero) {
       return "int";
     case Zero::kFloat:
       return "float";
+    case Zero::kQ8:
+      return "q8";
   }
   return "";
 }
@@ -88,12 +90,81 @@ absl::StatusOr<const Tensor*> Part(const PackedWeight& weight, std::string_view 
 
 struct Parts {
   AffineIntParams params;
-  int64_t groups = 0;
+  Shape group_shape;
   const Tensor* codes = nullptr;
   const Tensor* scale = nullptr;
+  const Tensor* scale_range = nullptr;  // null unless scales are bytes
   const Tensor* zero = nullptr;         // null for Zero::kNone
+  const Tensor* zero_range = nullptr;   // null unless Zero::kQ8
   const Tensor* group_index = nullptr;  // null when absent
+
+  int64_t group_count() const { return group_shape.elements(); }
+  // Place of the scale and zero point of w[o, i].
+  int64_t GroupAt(int64_t o, int64_t i, int64_t in_features) const {
+    if (params.axis == 0) return o % group_shape[0] * in_features + i;
+    const int64_t group =
+        group_index != nullptr ? group_index->as<int32_t>()[i] : i / (in_features / group_shape[1]);
+    return o * group_shape[1] + group;
+  }
+  float Scale(int64_t at) const {
+    if (scale_range == nullptr) return LoadFloat(*scale, at);
+    const float* range = scale_range->as<float>() + at / kQ8Block * 2;
+    return range[1] + range[0] * static_cast<float>(scale->as<uint8_t>()[at]);
+  }
+  float ZeroPoint(int64_t at) const {
+    switch (params.zero) {
+      case Zero::kNone:
+        return static_cast<float>(1 << (params.bits - 1));
+      case Zero::kInt:
+        return zero->as<uint8_t>()[at];
+      case Zero::kFloat:
+        return LoadFloat(*zero, at);
+      case Zero::kQ8:
+        break;
+    }
+    const float* range = zero_range->as<float>();
+    return range[1] + range[0] * static_cast<float>(zero->as<uint8_t>()[at]);
+  }
 };
+
+// Scale and zero point tensors, with the ranges of those stored as bytes.
+absl::Status FindScaleZero(const PackedWeight& weight, Parts* parts) {
+  const Shape& shape = parts->group_shape;
+  const std::initializer_list<DType> floats = {DType::kF16, DType::kBF16, DType::kF32};
+  const auto part = [&](const char* name, Shape want, std::initializer_list<DType> dtypes,
+                        const Tensor** out) {
+    absl::StatusOr<const Tensor*> found = Part(weight, name, want, dtypes);
+    if (found.ok()) *out = *found;
+    return found.status();
+  };
+  if (parts->params.q8_scale) {
+    const int64_t blocks = (shape.elements() + kQ8Block - 1) / kQ8Block;
+    QM_RETURN_IF_ERROR(part("scale", shape, {DType::kU8}, &parts->scale));
+    QM_RETURN_IF_ERROR(part("scale_range", {blocks, 2}, {DType::kF32}, &parts->scale_range));
+  } else {
+    QM_RETURN_IF_ERROR(part("scale", shape, floats, &parts->scale));
+  }
+  switch (parts->params.zero) {
+    case Zero::kNone:
+      return absl::OkStatus();
+    case Zero::kInt:
+      return part("zero", shape, {DType::kU8}, &parts->zero);
+    case Zero::kFloat:
+      return part("zero", shape, floats, &parts->zero);
+    case Zero::kQ8:
+      break;
+  }
+  QM_RETURN_IF_ERROR(part("zero", shape, {DType::kU8}, &parts->zero));
+  return part("zero_range", {1, 2}, {DType::kF32}, &parts->zero_range);
+}
+
+bool KnownTensor(const std::string& name, const AffineIntParams& params) {
+  if (name == "codes" || name == "scale") return true;
+  if (name == "zero") return params.zero != Zero::kNone;
+  if (name == "scale_range") return params.q8_scale;
+  if (name == "zero_range") return params.zero == Zero::kQ8;
+  return name == "group_index" && params.axis == 1;
+}
 
 absl::StatusOr<Parts> FindParts(const PackedWeight& weight) {
   if (weight.format_id != kAffineIntId) {
@@ -108,31 +179,22 @@ absl::StatusOr<Parts> FindParts(const PackedWeight& weight) {
     return absl::InvalidArgumentError(
         absl::StrFormat("affine-int weight has features [%d, %d]; both must be positive", out, in));
   }
-  if (parts.params.group_size != -1 && in % parts.params.group_size != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("group_size %d does not divide in_features %d; use a divisor or -1",
-                        parts.params.group_size, in));
+  const int64_t grouped = parts.params.axis == 1 ? in : out;
+  if (parts.params.group_size != -1 && grouped % parts.params.group_size != 0) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "group_size %d does not divide %s %d; use a divisor or -1", parts.params.group_size,
+        parts.params.axis == 1 ? "in_features" : "out_features", grouped));
   }
-  parts.groups = parts.params.Groups(in);
+  parts.group_shape = parts.params.GroupShape(out, in);
   QM_ASSIGN_OR_RETURN(
       parts.codes, Part(weight, "codes", {out, PackedWords(in, parts.params.bits)}, {DType::kI32}));
-  QM_ASSIGN_OR_RETURN(parts.scale, Part(weight, "scale", {out, parts.groups},
-                                        {DType::kF16, DType::kBF16, DType::kF32}));
-  if (parts.params.zero == Zero::kInt) {
-    QM_ASSIGN_OR_RETURN(parts.zero, Part(weight, "zero", {out, parts.groups}, {DType::kU8}));
-  } else if (parts.params.zero == Zero::kFloat) {
-    QM_ASSIGN_OR_RETURN(parts.zero,
-                        Part(weight, "zero", {out, parts.groups}, {DType::kF16, DType::kF32}));
-  }
+  QM_RETURN_IF_ERROR(FindScaleZero(weight, &parts));
   if (weight.Find("group_index") != nullptr) {
     QM_ASSIGN_OR_RETURN(parts.group_index, Part(weight, "group_index", {in}, {DType::kI32}));
   }
   std::set<std::string> seen;
   for (const NamedTensor& named : weight.tensors) {
-    const bool known = named.name == "codes" || named.name == "scale" ||
-                       named.name == "group_index" ||
-                       (named.name == "zero" && parts.params.zero != Zero::kNone);
-    if (!known) {
+    if (!KnownTensor(named.name, parts.params)) {
       return absl::InvalidArgumentError(
           ErrorText(absl::StrFormat("affine-int weight has a tensor '%s'", named.name),
                     absl::StrFormat("its parameters are %s", weight.format_json)));
@@ -147,28 +209,27 @@ absl::StatusOr<Parts> FindParts(const PackedWeight& weight) {
 
 absl::Status CheckValues(const PackedWeight& weight, const Parts& parts) {
   const int bits = parts.params.bits;
-  for (int64_t i = 0; i < parts.scale->elements(); ++i) {
-    const float scale = LoadFloat(*parts.scale, i);
+  const int64_t columns = parts.group_shape[1];
+  for (int64_t i = 0; i < parts.group_count(); ++i) {
+    const float scale = parts.Scale(i);
     if (!std::isfinite(scale) || scale <= 0) {
       return absl::InvalidArgumentError(
           absl::StrFormat("scale of row %d, group %d is %g; scales must be positive and finite",
-                          i / parts.groups, i % parts.groups, scale));
+                          i / columns, i % columns, scale));
     }
-  }
-  for (int64_t i = 0; parts.zero != nullptr && i < parts.zero->elements(); ++i) {
     const bool is_int = parts.params.zero == Zero::kInt;
-    const float zero = is_int ? parts.zero->as<uint8_t>()[i] : LoadFloat(*parts.zero, i);
+    const float zero = parts.ZeroPoint(i);
     if (!std::isfinite(zero) || (is_int && zero >= static_cast<float>(1 << bits))) {
       return absl::InvalidArgumentError(absl::StrFormat(
-          "zero point of row %d, group %d is %g; it must be %s", i / parts.groups, i % parts.groups,
-          zero, is_int ? absl::StrFormat("0..%d", (1 << bits) - 1) : "finite"));
+          "zero point of row %d, group %d is %g; it must be %s", i / columns, i % columns, zero,
+          is_int ? absl::StrFormat("0..%d", (1 << bits) - 1) : "finite"));
     }
   }
   for (int64_t i = 0; parts.group_index != nullptr && i < weight.in_features; ++i) {
     const int32_t group = parts.group_index->as<int32_t>()[i];
-    if (group < 0 || group >= parts.groups) {
+    if (group < 0 || group >= columns) {
       return absl::InvalidArgumentError(absl::StrFormat(
-          "group_index of channel %d is %d; it must be 0..%d", i, group, parts.groups - 1));
+          "group_index of channel %d is %d; it must be 0..%d", i, group, columns - 1));
     }
   }
   const int64_t words = PackedWords(weight.in_features, bits);
@@ -215,8 +276,9 @@ class ReferenceKernel : public PackedKernel {
 }  // namespace
 
 std::string AffineIntJson(const AffineIntParams& params) {
-  return absl::StrFormat(R"({"bits":%d,"group_size":%d,"zero":"%s"})", params.bits,
-                         params.group_size, ZeroName(params.zero));
+  return absl::StrFormat(R"({%s"bits":%d,"group_size":%d,%s"zero":"%s"})",
+                         params.axis == 0 ? R"("axis":0,)" : "", params.bits, params.group_size,
+                         params.q8_scale ? R"("scale":"q8",)" : "", ZeroName(params.zero));
 }
 
 absl::StatusOr<AffineIntParams> ParseAffineIntJson(std::string_view text) {
@@ -228,7 +290,7 @@ absl::StatusOr<AffineIntParams> ParseAffineIntJson(std::string_view text) {
   };
   if (!json.is_object()) return error("not a JSON object");
   for (const auto& [key, value] : json.items()) {
-    if (key != "bits" && key != "group_size" && key != "zero") {
+    if (key != "axis" && key != "bits" && key != "group_size" && key != "scale" && key != "zero") {
       return error(absl::StrFormat("unknown key '%s'", key));
     }
   }
@@ -236,8 +298,8 @@ absl::StatusOr<AffineIntParams> ParseAffineIntJson(std::string_view text) {
   const auto bits = json.find("bits");
   if (bits == json.end() || !bits->is_number_integer()) return error("'bits' must be an integer");
   const int64_t wide_bits = bits->get<int64_t>();
-  if (wide_bits != 2 && wide_bits != 3 && wide_bits != 4 && wide_bits != 8) {
-    return error("'bits' must be 2, 3, 4 or 8");
+  if (wide_bits != 1 && wide_bits != 2 && wide_bits != 3 && wide_bits != 4 && wide_bits != 8) {
+    return error("'bits' must be 1, 2, 3, 4 or 8");
   }
   params.bits = static_cast<int>(wide_bits);
   const auto group = json.find("group_size");
@@ -250,14 +312,23 @@ absl::StatusOr<AffineIntParams> ParseAffineIntJson(std::string_view text) {
   }
   const auto zero = json.find("zero");
   if (zero == json.end() || !zero->is_string()) return error("'zero' must be a string");
-  if (*zero == "none") {
-    params.zero = Zero::kNone;
-  } else if (*zero == "int") {
-    params.zero = Zero::kInt;
-  } else if (*zero == "float") {
-    params.zero = Zero::kFloat;
-  } else {
-    return error("'zero' must be none, int or float");
+  bool known = false;
+  for (const Zero kind : {Zero::kNone, Zero::kInt, Zero::kFloat, Zero::kQ8}) {
+    if (*zero != ZeroName(kind)) continue;
+    params.zero = kind;
+    known = true;
+  }
+  if (!known) return error("'zero' must be none, int, float or q8");
+  if (params.bits == 1 && (params.zero == Zero::kNone || params.zero == Zero::kInt)) {
+    return error("1 bit needs 'zero' float or q8");
+  }
+  if (json.contains("axis")) {
+    if (json["axis"] != 0) return error("'axis' must be 0 or left out");
+    params.axis = 0;
+  }
+  if (json.contains("scale")) {
+    if (json["scale"] != "q8") return error("'scale' must be q8 or left out");
+    params.q8_scale = true;
   }
   if (AffineIntJson(params) != text) return error("keys must be sorted, without spaces");
   return params;
@@ -298,18 +369,12 @@ absl::Status DequantizeAffineIntReference(const PackedWeight& weight, Tensor* ou
   }
   const int bits = parts.params.bits;
   const int64_t words = PackedWords(columns, bits);
-  const int64_t group_size = columns / parts.groups;
   for (int64_t o = 0; o < rows; ++o) {
     const int32_t* row = parts.codes->as<int32_t>() + o * words;
     for (int64_t i = 0; i < columns; ++i) {
-      const int64_t group =
-          parts.group_index ? parts.group_index->as<int32_t>()[i] : i / group_size;
-      const int64_t at = o * parts.groups + group;
-      float zero = static_cast<float>(1 << (bits - 1));
-      if (parts.params.zero == Zero::kInt) zero = parts.zero->as<uint8_t>()[at];
-      if (parts.params.zero == Zero::kFloat) zero = LoadFloat(*parts.zero, at);
+      const int64_t at = parts.GroupAt(o, i, columns);
       const float code = static_cast<float>(CodeAt(row, i, bits));
-      StoreFloat(out, o * columns + i, LoadFloat(*parts.scale, at) * (code - zero));
+      StoreFloat(out, o * columns + i, parts.Scale(at) * (code - parts.ZeroPoint(at)));
     }
   }
   return absl::OkStatus();

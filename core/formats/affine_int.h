@@ -18,15 +18,25 @@ namespace quantmill {
 inline constexpr std::string_view kAffineIntId = "qm.fmt.affine-int/1";
 
 struct AffineIntParams {
-  enum class Zero { kNone, kInt, kFloat };
+  enum class Zero { kNone, kInt, kFloat, kQ8 };
   int bits = 4;
   int64_t group_size = -1;
   Zero zero = Zero::kNone;
-  // Groups per row; in_features must be a multiple of group_size.
+  int axis = 1;           // 1: groups of input channels; 0: of every (out / group_size)-th output
+  bool q8_scale = false;  // scales as bytes with a range per 128
+  // Groups per row (axis 1); in_features must be a multiple of group_size.
   int64_t Groups(int64_t in_features) const {
     return group_size == -1 ? 1 : in_features / group_size;
   }
+  // Shape of scale and zero of a weight [out, in].
+  Shape GroupShape(int64_t out_features, int64_t in_features) const {
+    if (axis == 1) return {out_features, Groups(in_features)};
+    return {Groups(out_features), in_features};
+  }
 };
+
+// Scales that share a range when they are stored as bytes.
+inline constexpr int64_t kQ8Block = 128;
 
 // {"bits":4,"group_size":128,"zero":"int"}
 std::string AffineIntJson(const AffineIntParams& params);

@@ -146,10 +146,13 @@ absl::Status RunGatedMlp(Backend& backend, const LinearWeight& gate, const Linea
   return ApplyLinear(backend, down, gated, out);
 }
 
+namespace {
+
+// The two halves of a block, without norm and residual: x is what the norm before it returned.
+// `*stopped` is set when run.stop_after_group was reached; `out` is then undefined.
 absl::Status RunAttention(Backend& backend, const ModelConfig& config, const BlockWeights& weights,
                           int64_t block, const RopeTables& rope, const BlockRun& run,
                           const Tensor& x, Tensor* out, bool* stopped) {
-  QM_RETURN_IF_ERROR(CheckRun(config, rope, run, x));
   QM_RETURN_IF_ERROR(ObserveInput(run, kGroupQkv, x, stopped));
   if (*stopped) return absl::OkStatus();
   const int64_t rows = x.dim(0);
@@ -180,13 +183,15 @@ absl::Status RunAttention(Backend& backend, const ModelConfig& config, const Blo
 }
 
 absl::Status RunMlp(Backend& backend, const ModelConfig& config, const BlockWeights& weights,
-                    int64_t, const BlockRun& run, const Tensor& x, Tensor* out, bool* stopped) {
+                    const BlockRun& run, const Tensor& x, Tensor* out, bool* stopped) {
   if (!weights.moe.experts.empty()) {
     return RunExperts(backend, config, weights.moe, run, x, out, stopped);
   }
   return RunGatedMlp(backend, weights.gate, weights.up, weights.down, config.intermediate_size,
                      kGroupGateUp, run, x, out, stopped);
 }
+
+}  // namespace
 
 absl::Status RunBlock(Backend& backend, const ModelConfig& config, const BlockWeights& weights,
                       int64_t block, const RopeTables& rope, const BlockRun& run, Tensor* hidden) {
@@ -203,7 +208,7 @@ absl::Status RunBlock(Backend& backend, const ModelConfig& config, const BlockWe
   QM_RETURN_IF_ERROR(backend.Add(change, hidden));
   QM_ASSIGN_OR_RETURN(const Tensor normed,
                       Normalized(backend, config, weights.post_attention_norm, *hidden));
-  QM_RETURN_IF_ERROR(RunMlp(backend, config, weights, block, run, normed, &change, &stopped));
+  QM_RETURN_IF_ERROR(RunMlp(backend, config, weights, run, normed, &change, &stopped));
   if (stopped) return absl::OkStatus();
   return backend.Add(change, hidden);
 }

@@ -63,17 +63,6 @@ struct BlockRun {
 absl::Status RunBlock(Backend& backend, const ModelConfig& config, const BlockWeights& weights,
                       int64_t block, const RopeTables& rope, const BlockRun& run, Tensor* hidden);
 
-// The two halves of a block, without norm and residual: x and out are [batch * length,
-// hidden_size]; x is what the norm before it returned. Used by RunBlock, and to compare a half's
-// output alone.
-// `*stopped` is set when run.stop_after_group was reached; `out` is then undefined.
-absl::Status RunAttention(Backend& backend, const ModelConfig& config, const BlockWeights& weights,
-                          int64_t block, const RopeTables& rope, const BlockRun& run,
-                          const Tensor& x, Tensor* out, bool* stopped);
-absl::Status RunMlp(Backend& backend, const ModelConfig& config, const BlockWeights& weights,
-                    int64_t block, const BlockRun& run, const Tensor& x, Tensor* out,
-                    bool* stopped);
-
 // logits [rows, vocab] in `logits`' dtype (the activation dtype, or F32) from the last block's
 // output.
 absl::Status RunHead(Backend& backend, const ModelConfig& config, const Tensor& final_norm,

@@ -38,13 +38,6 @@ LinearWeight* BlockWeights::At(const LinearSlot& slot) {
   return nullptr;
 }
 
-LinearWeight* BlockWeights::Find(const ModelConfig& config, int64_t block, std::string_view slot) {
-  for (const LinearSlot& candidate : BlockSlots(config, block)) {
-    if (candidate.name == slot) return At(candidate);
-  }
-  return nullptr;
-}
-
 absl::Status ApplyLinear(Backend& backend, const LinearWeight& weight, const Tensor& x,
                          Tensor* out) {
   if (!weight.dense.empty()) return backend.Linear(x, weight.dense, weight.bias, out);

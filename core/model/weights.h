@@ -38,10 +38,8 @@ struct BlockWeights {
   LinearWeight q, k, v, o;
   LinearWeight gate, up, down;  // empty in a mixture of experts
   MoeWeights moe;               // no experts in a dense block
-  // The linear of a slot by full module name; null if this block has none of that name.
-  LinearWeight* Find(const ModelConfig& config, int64_t block, std::string_view slot);
   // The linear of one of this block's own slots, by role and expert; null if there is no place for
-  // it. Cheaper than Find where a block has hundreds of experts.
+  // it.
   LinearWeight* At(const LinearSlot& slot);
 };
 

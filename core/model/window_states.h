@@ -30,7 +30,6 @@ class WindowStates {
 
   int64_t windows() const { return windows_; }
   int64_t length() const { return length_; }
-  int64_t hidden_size() const { return states_.dim(1); }
   int64_t batches() const;
   WindowRange Batch(int64_t index) const;
 

@@ -14,7 +14,8 @@ namespace quantmill {
 namespace {
 
 // How often a worker looks for new work before it sleeps. Generating one token takes hundreds of
-// short loops; waking a sleeping thread costs more than most of them. About 30 us in all.
+// short loops; waking a sleeping thread costs more than most of them. Some tens of
+// microseconds in all.
 constexpr int kSpins = 2000;
 
 // The pool and the worker number of the body this thread is inside of.

@@ -59,8 +59,9 @@ nlohmann::json ToJson(const PluginInfo& info);
 absl::StatusOr<PluginInfo> PluginInfoFromJson(const nlohmann::json& json);
 
 // Search order: `files` (--plugin, then the pipeline's `plugins`), $QUANTMILL_PLUGIN_PATH, the
-// installed folder beside this binary (../lib/quantmill/plugins), the build tree. Unusable files
-// are listed with their reason; two usable files that offer one method id are an error naming both.
+// folder ../lib/quantmill/plugins beside this binary, in an installed tree as in a build. Unusable
+// files are listed with their reason; two usable files that offer one method id are an error naming
+// both.
 absl::StatusOr<Catalog> DiscoverPlugins(const std::vector<std::string>& files);
 
 // An error if one of the files somebody named was rejected; those merely found are left out

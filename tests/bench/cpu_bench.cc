@@ -7,7 +7,7 @@
 // On a busy machine compare by the CPU column, which adds up the time of all threads.
 //
 // Ceilings to compare with: sgemm of OpenBLAS on one thread times the threads (BM_Sgemm), and a
-// plain copy (BM_Copy/f32).
+// plain copy (BM_Copy/1/1).
 #include <cblas.h>
 
 #include <cstring>
@@ -54,7 +54,7 @@ void ReportBytes(benchmark::State& state, double bytes) {
       benchmark::Counter(bytes * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
 }
 
-// Argument `index` as a dtype: 0 = F32, 1 = F16, 2 = BF16 are the values of qm_dtype.
+// Argument `index` as a dtype: 1 = F32, 2 = F16, 3 = BF16 are the values of qm_dtype.
 DType DTypeArgument(const benchmark::State& state, int index) {
   return static_cast<DType>(state.range(index));
 }

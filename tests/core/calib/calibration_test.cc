@@ -205,7 +205,7 @@ TEST_P(CalibrationBatch, StatisticsOfEveryGroupAgreeWithNaiveSums) {
 
 INSTANTIATE_TEST_SUITE_P(Rows, CalibrationBatch, ::testing::Values(1, 2 * kLength, 10000));
 
-TEST(CalibrationTest, BatchingDoesNotChangeTheOrderOfSums) {
+TEST(CalibrationTest, WhereTheHiddenStatesLiveChangesNothing) {
   std::vector<Tensor> values;
   for (bool on_device : {true, false}) {
     CalibrationOptions options;
@@ -247,11 +247,10 @@ TEST(CalibrationTest, TrueSequentialSeesReplacedSlots) {
   Rig rig(SmallConfig("llama"));
   auto tensors = rig.source->tensors();
   BlockWeights weights = rig.Block(0);
-  for (const char* module : {"self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj"}) {
-    const std::string name = std::string("model.layers.0.") + module;
-    LinearWeight* weight = weights.Find(rig.source->config(), 0, name);
+  for (const auto& [module, weight] :
+       {std::pair("q_proj", &weights.q), {"v_proj", &weights.v}, {"o_proj", &weights.o}}) {
     weight->dense = Rig::Coarse(weight->dense);
-    tensors[name + ".weight"] = weight->dense;
+    tensors[std::string("model.layers.0.self_attn.") + module + ".weight"] = weight->dense;
   }
   const MemorySource changed(rig.source->config(), tensors);
   const auto inputs = SlowInputs(rig.config_json, changed, rig.windows);
@@ -261,8 +260,7 @@ TEST(CalibrationTest, TrueSequentialSeesReplacedSlots) {
   ExpectStat(statistics, Hessian(2), Gram(x, x));
 }
 
-// ---- two streams
-// ----------------------------------------------------------------------------------
+// ---- two streams --------------------------------------------------------------------------------
 
 TEST(CalibrationTest, CrossAndOriginalStatistics) {
   Rig rig(SmallConfig("llama"), TwoStreams());
@@ -333,8 +331,7 @@ TEST(CalibrationTest, StreamsAdvanceWithTheirOwnWeights) {
   EXPECT_GT(difference, 1e-2);
 }
 
-// ---- mixture of experts
-// -----------------------------------------------------------------------------
+// ---- mixture of experts -------------------------------------------------------------------------
 
 ordered_json ExpertConfig() {
   return SmallConfig("mixtral", {{"num_local_experts", 6}, {"num_experts_per_tok", 2}});
@@ -432,8 +429,7 @@ TEST(CalibrationTest, CrossOfExpertsUsesTheQuantizedRouting) {
   }
 }
 
-// ---- bad input
-// -----------------------------------------------------------------------------------------
+// ---- bad input ----------------------------------------------------------------------------------
 
 TEST(CalibrationTest, RequestsThatCannotBeServed) {
   Rig rig(SmallConfig("llama"));
@@ -494,8 +490,7 @@ TEST(CalibrationTest, ProgressCanStopTheWork) {
   EXPECT_TRUE(absl::IsCancelled(rig.calibration->Advance(rig.Block(0), nullptr)));
 }
 
-// ---- names and memory
-// ------------------------------------------------------------------------------------
+// ---- names and memory ---------------------------------------------------------------------------
 
 TEST(StatisticsTest, IdsRoundTrip) {
   for (StatKind kind : {StatKind::kHessian, StatKind::kCross, StatKind::kAbsMean, StatKind::kAbsMax,

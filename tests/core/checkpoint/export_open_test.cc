@@ -105,7 +105,7 @@ TEST_F(ExportOpen, EveryTargetGivesThePackedWeightsBack) {
         SCOPED_TRACE(slot.name);
         const auto expected = *source.Packed(slot);
         const auto packed = (*opened)->LoadPacked(slot.name);
-        const LinearWeight* linear = weights->Find(config_, block, slot.name);
+        const LinearWeight* linear = weights->At(slot);
         ASSERT_NE(linear, nullptr);
         if (expected == nullptr) {
           EXPECT_EQ(packed.status().code(), absl::StatusCode::kNotFound);

@@ -238,7 +238,48 @@ TEST(EstimateTest, KnownValues) {
   EXPECT_DOUBLE_EQ(*estimate.standard_error, std::sqrt(14.0 / 3.0 / 4.0));
 }
 
-// ---- logits of given ids -----------------------------------------------------------------------
+// ---- logits in tiles ----------------------------------------------------------------------------
+
+TEST(TileTest, SeveralTilesGiveWhatOneWould) {
+  // A tile holds 512 rows of this vocabulary; the second one is short.
+  constexpr int64_t kTokens = 520, kLargeVocab = 1 << 15;
+  const nlohmann::ordered_json config =
+      SmallConfig("llama", {{"vocab_size", kLargeVocab}, {"max_position_embeddings", kTokens}});
+  const auto original = MakeRandomModel(config, 5);
+  const auto rounded = Rounded(*original);
+  const auto backend = MakeCpuBackend(2).value();
+  const Tensor ids =
+      Tensor::FromI32({1, kTokens}, testing::RandomIds(kTokens, static_cast<int>(kLargeVocab), 6));
+  const auto whole = [&](MemorySource& model) {
+    const WindowStates states = RunWindows(*backend, model, ids, StreamOptions{}).value();
+    const OutputHead head = OutputHead::Load(*backend, model).value();
+    EXPECT_LT(head.TileRows(), kTokens - 1) << "a test that shows nothing";
+    return head.Logits(*backend, states.Load(*backend, {0, 1}).value()).value();
+  };
+  const Tensor q = whole(*rounded), p = whole(*original);
+
+  const Tensor logits = ComputeLogits(*backend, *rounded, ids).value();
+  double nll = 0, kl = 0;
+  for (int64_t t = 0; t < kTokens; ++t) {
+    const auto row = [t](const Tensor& tensor) {
+      const float* begin = tensor.as<float>() + t * kLargeVocab;
+      return std::vector<double>(begin, begin + kLargeVocab);
+    };
+    const std::vector<double> log_q = LogSoftmax(row(q)), log_p = LogSoftmax(row(p));
+    for (int64_t v = 0; v < kLargeVocab; ++v) {
+      ASSERT_NEAR(logits.as<float>()[t * kLargeVocab + v], q.as<float>()[t * kLargeVocab + v], 1e-5)
+          << "position " << t;
+      if (t + 1 < kTokens) kl += std::exp(log_p[v]) * (log_p[v] - log_q[v]);
+    }
+    if (t + 1 < kTokens) nll -= log_q[static_cast<size_t>(ids.as<int32_t>()[t + 1])];
+  }
+  const EvalResult result = Evaluate(*backend, *rounded, original.get(), ids, {}).value();
+  EXPECT_NEAR(result.nll.value, nll / (kTokens - 1), 1e-5);
+  EXPECT_NEAR(result.comparison->kl_mean.value, kl / (kTokens - 1), 1e-5);
+  EXPECT_GT(result.comparison->kl_mean.value, 1e-2) << "a test that shows nothing";
+}
+
+// ---- logits of given ids ------------------------------------------------------------------------
 
 TEST(LogitsTest, AgreeWithSlowReference) {
   const nlohmann::ordered_json config = SmallConfig("qwen3");

@@ -209,8 +209,7 @@ TEST_F(LongPromptTest, PiecesGiveTheSameLogits) {
   }
 }
 
-// ---- real models
-// ---------------------------------------------------------------------------------
+// ---- real models --------------------------------------------------------------------------------
 
 class GreedyModel : public ::testing::TestWithParam<const char*> {};
 

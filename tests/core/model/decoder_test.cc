@@ -385,7 +385,7 @@ class PackedDecoderTest : public ::testing::Test {
 
   void PackEverything() {
     for (const LinearSlot& slot : BlockSlots(rig_.config(), 0)) {
-      LinearWeight* weight = rig_.blocks[0].Find(rig_.config(), 0, slot.name);
+      LinearWeight* weight = rig_.blocks[0].At(slot);
       *weight = Negated(*weight, kernel_);
     }
   }
@@ -471,23 +471,25 @@ TEST(DecoderTest, RowsThatDoNotFitTheBatch) {
   EXPECT_TRUE(absl::IsInvalidArgument(rig.Run(0, run, &hidden)));
 }
 
-// ---- finding a slot
-// ----------------------------------------------------------------------------------
+// ---- finding a slot -----------------------------------------------------------------------------
 
 TEST(BlockWeightsTest, FindsEverySlotAndNoOther) {
   for (const Architecture& architecture : Architectures()) {
     Rig rig(MakeRandomModel(architecture.config, 1));
     std::set<LinearWeight*> found;
     for (const LinearSlot& slot : BlockSlots(rig.config(), 1)) {
-      LinearWeight* weight = rig.blocks[1].Find(rig.config(), 1, slot.name);
+      LinearWeight* weight = rig.blocks[1].At(slot);
       ASSERT_NE(weight, nullptr) << slot.name;
-      EXPECT_EQ(weight, rig.blocks[1].At(slot));
       EXPECT_EQ(weight->dense.shape(), Shape({slot.out_features, slot.in_features})) << slot.name;
       EXPECT_TRUE(found.insert(weight).second) << slot.name;
     }
-    EXPECT_EQ(rig.blocks[1].Find(rig.config(), 1, "model.layers.0.self_attn.q_proj"), nullptr);
-    EXPECT_EQ(rig.blocks[1].Find(rig.config(), 1, "model.layers.1.self_attn"), nullptr);
-    EXPECT_EQ(rig.blocks[1].Find(rig.config(), 1, ""), nullptr);
+    EXPECT_EQ(rig.blocks[1].At(HeadSlot(rig.config())), nullptr);
+    LinearSlot beyond = BlockSlots(rig.config(), 1).back();
+    beyond.role = "expert.down";
+    beyond.input_group = static_cast<int>(3 + 2 * rig.config().experts);
+    EXPECT_EQ(rig.blocks[1].At(beyond), nullptr);
+    beyond.role = "";
+    EXPECT_EQ(rig.blocks[1].At(beyond), nullptr);
   }
 }
 

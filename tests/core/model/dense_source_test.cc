@@ -140,7 +140,7 @@ TEST(DenseSourceTest, ReleasedBlocksLeaveMemory) {
     int64_t sum = 0;
     for (const LinearSlot& slot : BlockSlots(source->config(), block)) {
       BlockWeights copy = weights;
-      const Tensor& dense = copy.Find(source->config(), block, slot.name)->dense;
+      const Tensor& dense = copy.At(slot)->dense;
       for (int64_t i = 0; i < dense.bytes(); i += 512) sum += dense.as<char>()[i];
     }
     EXPECT_NE(sum, 0);

@@ -68,7 +68,7 @@ absl::StatusOr<BlockWeights> MemorySource::LoadBlock(int64_t block, Backend&) {
     weights.moe.experts.resize(static_cast<size_t>(config_.experts));
   }
   for (const LinearSlot& slot : BlockSlots(config_, block)) {
-    *weights.Find(config_, block, slot.name) = Linear(slot.name);
+    *weights.At(slot) = Linear(slot.name);
   }
   return weights;
 }
