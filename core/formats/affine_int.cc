@@ -382,7 +382,8 @@ absl::Status DequantizeAffineIntReference(const PackedWeight& weight, Tensor* ou
 
 absl::StatusOr<PackedWeight> MakeAffineInt(const AffineIntParams& params, const Tensor& codes,
                                            const Tensor& scale, const Tensor& zero,
-                                           const Tensor& group_index) {
+                                           const Tensor& group_index, const Tensor& scale_range,
+                                           const Tensor& zero_range) {
   if (codes.rank() != 2 || codes.dtype() != DType::kU8 || !codes.device().is_cpu()) {
     return absl::InvalidArgumentError("unpacked codes must be U8 [out, in] in host memory");
   }
@@ -407,6 +408,8 @@ absl::StatusOr<PackedWeight> MakeAffineInt(const AffineIntParams& params, const 
   weight.tensors.push_back({"scale", scale});
   if (!zero.empty()) weight.tensors.push_back({"zero", zero});
   if (!group_index.empty()) weight.tensors.push_back({"group_index", group_index});
+  if (!scale_range.empty()) weight.tensors.push_back({"scale_range", scale_range});
+  if (!zero_range.empty()) weight.tensors.push_back({"zero_range", zero_range});
   QM_RETURN_IF_ERROR(CheckAffineInt(weight));
   return weight;
 }

@@ -58,11 +58,13 @@ absl::Status CheckAffineInt(const PackedWeight& weight);
 // w[o, i] as FORMATS.md defines it, into F32, F16 or BF16 [out, in] host memory. Checks first.
 absl::Status DequantizeAffineIntReference(const PackedWeight& weight, Tensor* out);
 
-// A weight from unpacked parts. codes: U8 [out, in]; scale, zero, group_index as in the format
-// (zero and group_index may be empty).
+// A weight from unpacked parts. codes: U8 [out, in]; the others as in the format (all but scale may
+// be empty).
 absl::StatusOr<PackedWeight> MakeAffineInt(const AffineIntParams& params, const Tensor& codes,
                                            const Tensor& scale, const Tensor& zero,
-                                           const Tensor& group_index);
+                                           const Tensor& group_index,
+                                           const Tensor& scale_range = Tensor(),
+                                           const Tensor& zero_range = Tensor());
 
 // Dequantizes on the host with the reference and copies to the backend; serves no MatMul. Only for
 // affine-int; needs no plugin.

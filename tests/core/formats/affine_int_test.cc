@@ -38,7 +38,7 @@ TEST(BitStream, EqualsTheWordsOfOtherPrograms) {
 
 TEST(BitStream, UnpacksWhatItPacked) {
   std::mt19937 random(1);
-  for (int bits : {2, 3, 4, 8}) {
+  for (int bits : {1, 2, 3, 4, 8}) {
     for (int count : {1, 7, 31, 32, 33, 100}) {
       std::vector<uint8_t> values(count), back(count);
       for (auto& value : values) value = random() & ((1 << bits) - 1);
@@ -53,7 +53,9 @@ TEST(BitStream, UnpacksWhatItPacked) {
 TEST(AffineIntJson, RoundTripsAndRefusesOtherText) {
   for (const char* text : {R"({"bits":4,"group_size":128,"zero":"int"})",
                            R"({"bits":2,"group_size":-1,"zero":"none"})",
-                           R"({"bits":8,"group_size":32,"zero":"float"})"}) {
+                           R"({"bits":8,"group_size":32,"zero":"float"})",
+                           R"({"axis":0,"bits":1,"group_size":32,"zero":"float"})",
+                           R"({"bits":2,"group_size":16,"scale":"q8","zero":"q8"})"}) {
     const auto params = ParseAffineIntJson(text);
     ASSERT_TRUE(params.ok()) << params.status();
     EXPECT_EQ(AffineIntJson(*params), text);
@@ -65,6 +67,10 @@ TEST(AffineIntJson, RoundTripsAndRefusesOtherText) {
         R"({"bits":4,"group_size":128})", R"({"bits":4,"group_size":128,"zero":"maybe"})",
         R"({"bits":4294967300,"group_size":128,"zero":"int"})",
         R"({"bits":4,"group_size":128,"zero":"int","x":1})",
+        R"({"bits":1,"group_size":128,"zero":"int"})",
+        R"({"axis":1,"bits":4,"group_size":128,"zero":"float"})",
+        R"({"axis":"0","bits":4,"group_size":128,"zero":"float"})",
+        R"({"bits":4,"group_size":128,"scale":"f16","zero":"float"})",
         R"({"bits": 4, "group_size":128,"zero":"int"})",
         R"({"group_size":128,"bits":4,"zero":"int"})"}) {
     EXPECT_EQ(ParseAffineIntJson(text).status().code(), absl::StatusCode::kInvalidArgument) << text;
@@ -106,6 +112,47 @@ TEST(Reference, FollowsTheGroupIndex) {
   PackedWeight weight = Small(Zero::kInt);
   weight.tensors.push_back({"group_index", Tensor::FromI32({4}, {1, 0, 1, 0})});
   EXPECT_THAT(Dequantized(weight), ElementsAre(-0.5f, 2, 1.5f, 6, 1.25f, 16, 2.25f, 24));
+}
+
+// Four rows, three channels, groups of two along the outputs: rows r and r + 2 share.
+TEST(Reference, GroupsAlongTheOutputs) {
+  auto codes = *Tensor::Host(DType::kU8, {4, 3});
+  for (int i = 0; i < 12; ++i) codes.as<uint8_t>()[i] = i % 2;
+  auto weight =
+      MakeAffineInt({1, 2, Zero::kFloat, 0}, codes, Tensor::FromF32({2, 3}, {1, 2, 4, 8, 16, 32}),
+                    Tensor::FromF32({2, 3}, {0, 0, 0.5f, 1, 1, 1}), Tensor());
+  ASSERT_TRUE(weight.ok()) << weight.status();
+  EXPECT_EQ(weight->format_json, R"({"axis":0,"bits":1,"group_size":2,"zero":"float"})");
+  EXPECT_THAT(Dequantized(*weight), ElementsAre(0, 2, -2, 0, -16, 0, 0, 2, -2, 0, -16, 0));
+  weight->tensors.push_back({"group_index", Tensor::FromI32({3}, {0, 0, 0})});
+  EXPECT_THAT(CheckAffineInt(*weight).message(), HasSubstr("group_index"));
+}
+
+// 130 groups: the last two scales have a range of their own.
+TEST(Reference, ReadsScalesAndZeroPointsStoredAsBytes) {
+  auto codes = *Tensor::Host(DType::kU8, {130, 1});
+  auto scale = *Tensor::Host(DType::kU8, {130, 1}), zero = *Tensor::Host(DType::kU8, {130, 1});
+  for (int i = 0; i < 130; ++i) {
+    codes.as<uint8_t>()[i] = 3;
+    scale.as<uint8_t>()[i] = i;
+    zero.as<uint8_t>()[i] = 2 * i % 256;
+  }
+  const AffineIntParams params = {2, -1, Zero::kQ8, 1, true};
+  const Tensor ranges = Tensor::FromF32({2, 2}, {0.25f, 1, 0.5f, 2});
+  const Tensor zero_range = Tensor::FromF32({1, 2}, {0.125f, -1});
+  auto weight = MakeAffineInt(params, codes, scale, zero, Tensor(), ranges, zero_range);
+  ASSERT_TRUE(weight.ok()) << weight.status();
+  const std::vector<float> got = Dequantized(*weight);
+  EXPECT_EQ(got[0], 1.0f * (3 - -1.0f));
+  EXPECT_EQ(got[127], (1 + 0.25f * 127) * (3 - (0.125f * 254 - 1)));
+  EXPECT_EQ(got[129], (2 + 0.5f * 129) * (3 - (0.125f * 2 - 1)));
+  EXPECT_EQ(weight->bytes(), 4 * 130 + 2 * 130 + 16 + 8);
+  const auto without =
+      MakeAffineInt(params, codes, scale, zero, Tensor(), Tensor(), zero_range).status();
+  EXPECT_THAT(without.message(), HasSubstr("scale_range"));
+  const auto negative = MakeAffineInt(params, codes, scale, zero, Tensor(),
+                                      Tensor::FromF32({2, 2}, {0.25f, 1, 0.5f, -70}), zero_range);
+  EXPECT_THAT(negative.status().message(), HasSubstr("positive"));
 }
 
 TEST(Reference, RoundsOnceToTheDtypeAskedFor) {
