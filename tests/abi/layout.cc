@@ -1,18 +1,96 @@
 #include "tests/abi/layout.h"
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdio>
+#include <string>
+#include <type_traits>
 
 #include "quantmill/all.h"
 
 namespace quantmill::testing {
 namespace {
 
+// A type as the headers would write it, with typedefs of integers resolved: int32_t (*)(qm_call*).
+template <class T>
+struct TypeName;
+
+#define NAMED(type)                             \
+  template <>                                   \
+  struct TypeName<type> {                       \
+    static std::string Text() { return #type; } \
+  };
+NAMED(void)
+NAMED(char)
+NAMED(double)
+NAMED(int32_t)
+NAMED(uint32_t)
+NAMED(int64_t)
+NAMED(uint64_t)
+NAMED(qm_device)
+NAMED(qm_tensor)
+NAMED(qm_named_tensor)
+NAMED(qm_call)
+NAMED(qm_option)
+NAMED(qm_method)
+NAMED(qm_plugin)
+NAMED(qm_packed)
+NAMED(qm_stat_request)
+NAMED(qm_linear_info)
+NAMED(qm_quant_plan)
+NAMED(qm_stats)
+NAMED(qm_quantize_linear)
+NAMED(qm_linear_kernel)
+NAMED(qm_format)
+NAMED(qm_host_threads)
+NAMED(qm_host_linalg)
+NAMED(qm_host_cuda)
+NAMED(qm_override)
+NAMED(qm_host_block)
+NAMED(qm_site_consumer)
+NAMED(qm_scale_site)
+NAMED(qm_next_rounding)
+NAMED(qm_edit)
+NAMED(qm_block_info)
+NAMED(qm_block_transform)
+NAMED(qm_param)
+NAMED(qm_reparam_info)
+NAMED(qm_reparam_plan)
+NAMED(qm_reparametrize)
+NAMED(qm_block_tune)
+
+template <class T>
+struct TypeName<const T> {
+  static std::string Text() {
+    return std::is_pointer_v<T> ? TypeName<T>::Text() + " const" : "const " + TypeName<T>::Text();
+  }
+};
+template <class T>
+struct TypeName<T*> {
+  static std::string Text() { return TypeName<T>::Text() + "*"; }
+};
+template <class T, size_t n>
+struct TypeName<T[n]> {
+  static std::string Text() { return TypeName<T>::Text() + "[" + std::to_string(n) + "]"; }
+};
+template <class Result, class... Args>
+struct TypeName<Result (*)(Args...)> {
+  static std::string Text() {
+    std::string list;
+    ((list += (list.empty() ? "" : ", ") + TypeName<Args>::Text()), ...);
+    return TypeName<Result>::Text() + " (*)(" + list + ")";
+  }
+};
+template <class Result, class... Args>
+struct TypeName<Result (*)(Args...) noexcept> {
+  static std::string Text() { return TypeName<Result (*)(Args...)>::Text() + " noexcept"; }
+};
+
 class Printer {
  public:
   template <typename... Args>
   void Line(const char* format, Args... args) {
-    char buffer[256];
+    char buffer[512];
     std::snprintf(buffer, sizeof buffer, format, args...);
     text_ += buffer;
     text_ += '\n';
@@ -24,9 +102,11 @@ class Printer {
 
 #define STRUCT(type, kind) \
   printer.Line("%s %s size %zu align %zu", kind, #type, sizeof(type), alignof(type))
-#define FIELD(type, field)                                                          \
-  printer.Line("  %s.%s offset %zu size %zu", #type, #field, offsetof(type, field), \
-               sizeof(static_cast<type*>(nullptr)->field))
+#define FIELD(type, field)                                                                  \
+  printer.Line("  %s.%s offset %zu size %zu type %s", #type, #field, offsetof(type, field), \
+               sizeof(static_cast<type*>(nullptr)->field),                                  \
+               TypeName<decltype(type::field)>::Text().c_str())
+#define TYPE(name) printer.Line("type %s %s", #name, TypeName<name>::Text().c_str())
 #define CONSTANT(name) printer.Line("constant %s %lld", #name, static_cast<long long>(name))
 #define ID(name) printer.Line("id %s %s", #name, name)
 
@@ -36,6 +116,7 @@ std::string CurrentLayout() {
   CONSTANT(QM_ABI_MAJOR);
   CONSTANT(QM_ABI_MINOR);
   CONSTANT(QM_MAX_RANK);
+  TYPE(qm_status);
   CONSTANT(QM_OK);
   CONSTANT(QM_CANCELLED);
   CONSTANT(QM_UNKNOWN);
@@ -45,6 +126,7 @@ std::string CurrentLayout() {
   CONSTANT(QM_FAILED_PRECONDITION);
   CONSTANT(QM_UNIMPLEMENTED);
   CONSTANT(QM_INTERNAL);
+  TYPE(qm_dtype);
   CONSTANT(QM_F32);
   CONSTANT(QM_F16);
   CONSTANT(QM_BF16);
@@ -56,6 +138,7 @@ std::string CurrentLayout() {
   CONSTANT(QM_I16);
   CONSTANT(QM_I32);
   CONSTANT(QM_I64);
+  TYPE(qm_device_kind);
   CONSTANT(QM_CPU);
   CONSTANT(QM_CUDA);
   CONSTANT(QM_CUDA_PINNED);
@@ -90,6 +173,7 @@ std::string CurrentLayout() {
   FIELD(qm_call, device);
   FIELD(qm_call, cuda_stream);
   FIELD(qm_call, host_ext);
+  TYPE(qm_option_type);
   CONSTANT(QM_OPT_I64);
   CONSTANT(QM_OPT_F64);
   CONSTANT(QM_OPT_STR);
@@ -123,6 +207,7 @@ std::string CurrentLayout() {
   FIELD(qm_plugin, vendor);
   FIELD(qm_plugin, license);
   FIELD(qm_plugin, build_info);
+  TYPE(qm_plugin_entry_v1_fn);
   ID(QM_ENTRY_SYMBOL);
   STRUCT(qm_packed, "FROZEN");
   FIELD(qm_packed, format_id);
@@ -194,6 +279,7 @@ std::string CurrentLayout() {
   FIELD(qm_format, from_checkpoint);
   CONSTANT(QM_FORMAT_CONCAT_ROWS);
   ID(QM_HOST_THREADS);
+  TYPE(qm_range_fn);
   STRUCT(qm_host_threads, "GROWABLE");
   FIELD(qm_host_threads, struct_size);
   FIELD(qm_host_threads, worker_count);
@@ -240,6 +326,7 @@ std::string CurrentLayout() {
   FIELD(qm_next_rounding, bits);
   FIELD(qm_next_rounding, symmetric);
   FIELD(qm_next_rounding, group_size);
+  TYPE(qm_edit_kind);
   CONSTANT(QM_EDIT_SCALE);
   CONSTANT(QM_EDIT_ROTATE);
   CONSTANT(QM_EDIT_CLIP);
@@ -263,9 +350,11 @@ std::string CurrentLayout() {
   FIELD(qm_block_transform, plan);
   FIELD(qm_block_transform, run);
   ID(QM_EXT_REPARAMETRIZE);
+  TYPE(qm_reparam_kind);
   CONSTANT(QM_REPARAM_WEIGHT);
   CONSTANT(QM_REPARAM_INPUT);
   CONSTANT(QM_REPARAM_DELTA);
+  TYPE(qm_reparam_phase);
   CONSTANT(QM_PHASE_BLOCK);
   CONSTANT(QM_PHASE_END_TO_END);
   STRUCT(qm_param, "FROZEN");
