@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -36,7 +37,10 @@ struct CallSetup {
   int64_t fail_emit_at = -1;     // likewise
   int64_t cancel_at = -1;        // progress() asks to stop from the nth time on
   bool services = true;          // false: every host extension is NULL
-  uint64_t struct_size = 0;      // of the qm_call; 0 = as in the headers
+  // A host of a later minor: every growable struct is longer than the headers say, and what is
+  // behind the known fields is poison. Without it structs end where the headers end.
+  bool newer_host = false;
+  uint8_t fill = 0xFF;  // what memory for the plugin to fill holds at first
 };
 
 class CheckedCall {
@@ -65,6 +69,17 @@ class CheckedCall {
   qm_tensor Output(const std::string& name, DType dtype, const Shape& shape);
   // Plain memory of that kind; null for 0 bytes.
   void* Memory(const std::string& name, uint64_t bytes);
+  // A GROWABLE struct of the host (a qm_linear_info, a qm_quant_plan), in memory of its own.
+  template <typename T>
+  T* Struct(const std::string& name, const T& value) {
+    T* copy = static_cast<T*>(StructBytes(name, &value, sizeof(T), true));
+    return copy;
+  }
+  // A FROZEN struct or array of them, likewise.
+  template <typename T>
+  T* Array(const std::string& name, absl::Span<const T> values) {
+    return static_cast<T*>(StructBytes(name, values.data(), values.size() * sizeof(T), false));
+  }
   // A read-only view of a packed weight, moved to the device of the call.
   const qm_packed* InputPacked(const PackedWeight& weight);
 
@@ -102,9 +117,24 @@ class CheckedCall {
   static DType DTypeOf(const int64_t*) { return DType::kI64; }
   qm_tensor InputBytes(const std::string& name, DType dtype, const Shape& shape, const void* data);
 
+  void* StructBytes(const std::string& name, const void* data, uint64_t bytes, bool growable);
+
   class Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+// Calls a function of a plugin's table. An exception that leaves it is turned into
+// kThrewException, which Finish() reports as QM-P-007.
+inline constexpr qm_status kThrewException = -1;
+template <typename... P>
+qm_status Invoke(CheckedCall& call, qm_status (*function)(qm_call*, P...),
+                 std::type_identity_t<P>... arguments) {
+  try {
+    return function(call.get(), arguments...);
+  } catch (...) {
+    return kThrewException;
+  }
+}
 
 }  // namespace quantmill::check
 

@@ -59,12 +59,13 @@ class StatInputs {
              const PlanAnswer& plan);
   StatInputs(const StatInputs&) = delete;
   StatInputs& operator=(const StatInputs&) = delete;
-  const qm_stats* get() const { return &stats_; }
+  const qm_stats* get() const { return given_; }
 
  private:
   std::vector<std::string> names_;
   std::vector<qm_named_tensor> items_;
   qm_stats stats_ = {};
+  const qm_stats* given_ = nullptr;  // in the call's memory
 };
 
 // A layer whose shape the method's plan() accepts with these options: 8 x 256 or a few others.
