@@ -14,13 +14,18 @@
 
 namespace affine {
 
-enum class Zero { kNone, kInt, kFloat };
+enum class Zero { kNone, kInt, kFloat, kQ8 };
 
 struct Params {
   int bits = 4;
   int64_t group_size = -1;
   Zero zero = Zero::kNone;
+  int axis = 1;           // 0: groups of outputs
+  bool q8_scale = false;  // scales as bytes with ranges
 };
+
+// Scales that share a range when they are bytes.
+inline constexpr int64_t kQ8Block = 128;
 
 // Parameters from canonical JSON. On failure `why` says what is wrong.
 bool ParseParams(const char* json, Params* out, std::string* why);
@@ -31,12 +36,12 @@ std::string ParamsJson(const Params& params);
 //  - sorted (prepacked on the CPU): the same without group_index, the columns sorted by group;
 //    column i of it is input channel permutation[i];
 //  - tiles (prepacked on CUDA, see affine_tiles.h): tiles instead of codes, scale and zero as
-//    [groups, padded_out], permutation or null.
+//    [groups, padded_out], permutation or null; what was stored as bytes is f32 there.
 struct Weight {
   Params params;
   int64_t out = 0, in = 0;
-  int64_t groups = 0;
-  int64_t group_size = 0;  // -1 resolved: in / groups
+  int64_t groups = 0;      // per row; axis 0: per column
+  int64_t group_size = 0;  // -1 resolved: in / groups; axis 0: out / groups
   int64_t words = 0;       // per row of codes
   const int32_t* codes = nullptr;
   const uint32_t* tiles = nullptr;
@@ -45,10 +50,15 @@ struct Weight {
   qm_dtype scale_dtype = QM_F32;
   const void* zero = nullptr;  // null for Zero::kNone
   qm_dtype zero_dtype = QM_U8;
+  const float* scale_range = nullptr;  // step and offset per kQ8Block scales; null unless bytes
+  const float* zero_range = nullptr;   // step and offset; null unless bytes
   const int32_t* group_index = nullptr;
   const int32_t* permutation = nullptr;
 
   int middle() const { return 1 << (params.bits - 1); }
+  // Shape of scale and zero in the format's own layout: [out, groups]; axis 0: [groups, in].
+  int64_t scale_rows() const { return params.axis == 1 ? out : groups; }
+  int64_t scale_columns() const { return params.axis == 1 ? groups : in; }
 };
 
 // Structure only (names, dtypes, shapes, parameters); values are looked at by CheckValues.
@@ -59,11 +69,16 @@ qm_status CheckValues(qm_call* call, const Weight& weight);
 
 // ---- CPU (affine_ref.cc, affine_cpu.cc, affine_cpu_*.cc) ----------------------------------------
 float LoadScalar(const void* data, qm_dtype dtype, int64_t index);
-// Scale and zero point of one (row, group), in f32.
+// Scale and zero point of one group, in f32.
 struct ScaleZero {
   float scale, zero;
 };
-ScaleZero LoadScaleZero(const Weight& weight, int64_t row, int64_t group);
+// Of element `index` of the scale tensor.
+ScaleZero LoadScaleZeroAt(const Weight& weight, int64_t index);
+// Of (row, group), axis 1.
+inline ScaleZero LoadScaleZero(const Weight& weight, int64_t row, int64_t group) {
+  return LoadScaleZeroAt(weight, row * weight.groups + group);
+}
 // Unpacks the first `count` codes of a row.
 void UnpackCodes(const int32_t* row, int64_t count, int bits, uint8_t* codes);
 // One row in f32, columns as stored. `codes` is room for `in` bytes.
@@ -130,7 +145,7 @@ class Emitter {
                          qm_packed* packed);
 
  private:
-  static constexpr int kMaxTensors = 5;
+  static constexpr int kMaxTensors = 7;
   qm_call* call_;
   qm_named_tensor tensors_[kMaxTensors] = {};
   int count_ = 0;

@@ -42,7 +42,8 @@ void DequantizeByTable(const Weight& w, int64_t row, const uint8_t* codes, T* ou
 
 template <class T>
 qm_status DequantizeTo(qm_call* call, const Weight& w, T* out) {
-  const bool table = w.params.bits <= 4 && w.group_size >= 16 && w.group_index == nullptr;
+  const bool table =
+      w.params.bits <= 4 && w.group_size >= 16 && w.group_index == nullptr && w.params.axis == 1;
   return qm::ParallelFor(call, w.out, kRowGrain, [&](int64_t begin, int64_t end, int32_t) {
     std::vector<uint8_t> codes(w.in);
     std::vector<float> values(table ? 0 : w.in);
@@ -83,6 +84,41 @@ qm_status MatmulByRows(qm_call* call, const Weight& w, const float* x, int64_t m
         float sum = 0;
         for (float part : sums) sum += part;
         y[r * w.out + o] = sum;
+      }
+    }
+    return QM_OK;
+  });
+}
+
+// Groups along the outputs: the rows that share their scales are taken together, and x is
+// multiplied by the scales once for all of them: y[o] = sum (code - zero) (scale x).
+qm_status MatmulByColumnGroups(qm_call* call, const Weight& w, const float* x, int64_t m,
+                               float* y) {
+  return qm::ParallelFor(call, w.groups, 1, [&](int64_t begin, int64_t end, int32_t) {
+    std::vector<uint8_t> codes(w.in);
+    std::vector<float> zero(w.in), scaled(m * w.in);
+    for (int64_t g = begin; g < end; ++g) {
+      for (int64_t i = 0; i < w.in; ++i) {
+        const ScaleZero sz = LoadScaleZeroAt(w, g * w.in + i);
+        zero[i] = sz.zero;
+        for (int64_t r = 0; r < m; ++r) scaled[r * w.in + i] = sz.scale * x[r * w.in + i];
+      }
+      for (int64_t o = g; o < w.out; o += w.groups) {
+        UnpackCodes(w.codes + o * w.words, w.in, w.params.bits, codes.data());
+        for (int64_t r = 0; r < m; ++r) {
+          float sums[16] = {};
+          const float* xr = scaled.data() + r * w.in;
+          int64_t i = 0;
+          for (; i + 16 <= w.in; i += 16) {
+            for (int l = 0; l < 16; ++l) {
+              sums[l] += (static_cast<float>(codes[i + l]) - zero[i + l]) * xr[i + l];
+            }
+          }
+          for (; i < w.in; ++i) sums[i % 16] += (static_cast<float>(codes[i]) - zero[i]) * xr[i];
+          float sum = 0;
+          for (float part : sums) sum += part;
+          y[r * w.out + o] = sum;
+        }
       }
     }
     return QM_OK;
@@ -181,8 +217,9 @@ qm_status CpuPrepack(qm_call* call, const qm_packed& packed, const Weight& w, qm
   }));
   for (uint64_t i = 0; i < packed.tensor_count; ++i) {
     const qm_named_tensor& named = packed.tensors[i];
-    if (std::strcmp(named.name, "scale") == 0) QM_TRY(emitter.EmitCopy("scale", named.tensor));
-    if (std::strcmp(named.name, "zero") == 0) QM_TRY(emitter.EmitCopy("zero", named.tensor));
+    const bool per_group =
+        std::strncmp(named.name, "scale", 5) == 0 || std::strncmp(named.name, "zero", 4) == 0;
+    if (per_group) QM_TRY(emitter.EmitCopy(named.name, named.tensor));
   }
   return emitter.FinishPacked(ParamsJson(w.params), w.out, w.in, out);
 }
@@ -205,8 +242,9 @@ qm_status CpuMatmul(qm_call* call, const Weight& w, const qm_tensor& x, qm_tenso
     input = gathered;
   }
   float* output = static_cast<float*>(y->data);
+  if (w.params.axis == 0) return MatmulByColumnGroups(call, w, input, m, output);
   const CpuLevel level = Level();
-  const bool fused = level != CpuLevel::kPortable && w.params.bits != 3 &&
+  const bool fused = level != CpuLevel::kPortable && w.params.bits != 3 && w.params.bits != 1 &&
                      w.group_index == nullptr &&
                      (w.groups == 1 || w.group_size % (32 / w.params.bits) == 0);
   return fused ? MatmulFused(call, w, level, input, m, output)

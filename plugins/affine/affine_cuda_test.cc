@@ -94,10 +94,16 @@ std::vector<WeightSpec> Specs() {
     specs.push_back({48, 512, {bits, 64, Zero::kInt}, DType::kF16, true, 0});
     specs.push_back({5, 100, {bits, 5, Zero::kInt}, DType::kF16, false, 0});  // no tiles
   }
+  for (int bits : {1, 2, 3, 4, 8}) {
+    specs.push_back({200, 512, {bits, 64, Zero::kQ8, 1, true}, DType::kF16, false, 0});
+    specs.push_back({64, 192, {bits, 16, Zero::kFloat, 0}, DType::kF16, false, 0});
+    specs.push_back({64, 45, {bits, 16, Zero::kQ8, 0, true}, DType::kF16, false, 0});
+  }
+  specs.push_back({200, 512, {1, 64, Zero::kFloat}, DType::kBF16, false, 0});
   return specs;
 }
 
-bool HasTiles(const WeightSpec& spec) { return spec.in % 32 == 0; }
+bool HasTiles(const WeightSpec& spec) { return spec.in % 32 == 0 && spec.params.axis == 1; }
 
 void ExpectDequantized(const PackedWeight& weight, const qm_packed* packed) {
   for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {

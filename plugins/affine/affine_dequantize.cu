@@ -10,7 +10,7 @@ constexpr int kThreads = 256;
 constexpr int kPerThread = 8;  // columns: 16 bytes of a 16-bit result, one word of 4-bit codes
 
 // The codes of eight columns of a row, from `column` on (a multiple of 8), as a bit window. Eight
-// fields of 2, 3, 4 or 8 bits that start at a multiple of 8 * bits never touch a third word.
+// fields of 1, 2, 3, 4 or 8 bits that start at a multiple of 8 * bits never touch a third word.
 __device__ inline uint64_t LoadWindow(const DeviceWeight& w, int64_t row, int64_t column) {
   const int64_t bit = column * w.bits;
   const int32_t* word = w.codes + row * w.words + bit / 32;
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads) DequantizeKernel(DeviceWeight w, T* 
   const int64_t begin = index % per_row * kPerThread;
   const uint32_t mask = (1u << w.bits) - 1u;
   uint64_t window = w.tiles == nullptr ? LoadWindow(w, row, begin) : 0;
-  int64_t last_group = -1;
+  int64_t last_place = -1;
   ScaleZero sz = {0, 0};
   alignas(16) T values[kPerThread];
 #pragma unroll
@@ -40,9 +40,9 @@ __global__ void __launch_bounds__(kThreads) DequantizeKernel(DeviceWeight w, T* 
     const uint32_t code =
         w.tiles == nullptr ? static_cast<uint32_t>(window) & mask : LoadCode(w, row, column);
     window >>= w.bits;
-    const int64_t group = GroupOf(w, column);
-    if (group != last_group) sz = LoadDeviceScaleZero(w, row, group);
-    last_group = group;
+    const int64_t place = ScalePlace(w, row, column);
+    if (place != last_place) sz = LoadScaleZeroAtPlace(w, place);
+    last_place = place;
     values[i] = FromFloat<T>(sz.scale * (static_cast<float>(code) - sz.zero));
   }
   T* target = out + row * w.in;

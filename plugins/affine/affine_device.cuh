@@ -22,11 +22,25 @@ __device__ inline float LoadNumber(const void* data, qm_dtype dtype, int64_t ind
   }
 }
 
+// Scale and zero point at element `at` of the scale tensor. Bytes are widened as on the CPU,
+// without contraction.
+__device__ inline ScaleZero LoadScaleZeroAtPlace(const DeviceWeight& w, int64_t at) {
+  ScaleZero sz = {LoadNumber(w.scale, w.scale_dtype, at), static_cast<float>(1 << (w.bits - 1))};
+  if (w.zero != nullptr) sz.zero = LoadNumber(w.zero, w.zero_dtype, at);
+  if (w.scale_range != nullptr) {
+    const float* range = w.scale_range + at / kQ8Block * 2;
+    sz.scale = __fadd_rn(range[1], __fmul_rn(range[0], sz.scale));
+  }
+  if (w.zero_range != nullptr) {
+    sz.zero = __fadd_rn(w.zero_range[1], __fmul_rn(w.zero_range[0], sz.zero));
+  }
+  return sz;
+}
+
+// Of (row, group), axis 1.
 __device__ inline ScaleZero LoadDeviceScaleZero(const DeviceWeight& w, int64_t row, int64_t group) {
-  const int64_t at = w.tiles != nullptr ? group * w.padded_out + row : row * w.groups + group;
-  const float middle = static_cast<float>(1 << (w.bits - 1));
-  return {LoadNumber(w.scale, w.scale_dtype, at),
-          w.zero == nullptr ? middle : LoadNumber(w.zero, w.zero_dtype, at)};
+  return LoadScaleZeroAtPlace(
+      w, w.tiles != nullptr ? group * w.padded_out + row : row * w.groups + group);
 }
 
 // The code of (row, column) in either layout; columns as stored.
@@ -45,6 +59,13 @@ __device__ inline uint32_t LoadCode(const DeviceWeight& w, int64_t row, int64_t 
 
 __device__ inline int64_t GroupOf(const DeviceWeight& w, int64_t column) {
   return w.group_index != nullptr ? w.group_index[column] : column / w.group_size;
+}
+
+// Where scale and zero point of (row, column) lie.
+__device__ inline int64_t ScalePlace(const DeviceWeight& w, int64_t row, int64_t column) {
+  if (w.axis == 0) return row % w.groups * w.in + column;
+  const int64_t group = GroupOf(w, column);
+  return w.tiles != nullptr ? group * w.padded_out + row : row * w.groups + group;
 }
 
 template <class T>

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kPlainThreads)
   const int64_t row = blockIdx.x;
   float sums[kCudaPlainMaxRows] = {};
   for (int64_t k = threadIdx.x; k < w.in; k += kPlainThreads) {
-    const ScaleZero sz = LoadDeviceScaleZero(w, row, GroupOf(w, k));
+    const ScaleZero sz = LoadScaleZeroAtPlace(w, ScalePlace(w, row, k));
     const float value = sz.scale * (static_cast<float>(LoadCode(w, row, k)) - sz.zero);
     const int64_t column = w.permutation != nullptr ? w.permutation[k] : k;
     for (int r = 0; r < m; ++r) sums[r] += value * AsFloat(x[r * w.in + column]);

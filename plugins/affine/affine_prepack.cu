@@ -51,6 +51,16 @@ __global__ void __launch_bounds__(kThreads)
   target[index] = row < out ? source[row * groups + group] : T{};
 }
 
+// The same for bytes with ranges, as f32: target[groups, padded] of scales or of zero points.
+__global__ void __launch_bounds__(kThreads)
+    WidenKernel(DeviceWeight w, bool zero, int64_t padded, float* target) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (index >= w.groups * padded) return;
+  const int64_t group = index / padded, row = index % padded;
+  const ScaleZero sz = row < w.out ? LoadDeviceScaleZero(w, row, group) : ScaleZero{0.0f, 0.0f};
+  target[index] = zero ? sz.zero : sz.scale;
+}
+
 qm_status Transpose(qm_call* call, const void* source, qm_dtype dtype, const Weight& w,
                     int64_t padded, void* target) {
   const unsigned blocks = Blocks(w.groups * padded);
@@ -71,6 +81,23 @@ qm_status Transpose(qm_call* call, const void* source, qm_dtype dtype, const Wei
                                                        w.groups, padded,
                                                        static_cast<uint32_t*>(target));
   }
+  QM_CUDA(call, cudaGetLastError());
+  return QM_OK;
+}
+
+// Scales or zero points in the order of the tiles.
+qm_status EmitTransposed(qm_call* call, const Weight& w, bool zero, int64_t padded,
+                         Emitter* emitter) {
+  const char* name = zero ? "zero" : "scale";
+  const qm_dtype dtype = zero ? w.zero_dtype : w.scale_dtype;
+  qm_tensor out;
+  if ((zero ? w.zero_range : w.scale_range) == nullptr) {
+    QM_TRY(emitter->Emit(name, call->device, dtype, {w.groups, padded}, &out));
+    return Transpose(call, zero ? w.zero : w.scale, dtype, w, padded, out.data);
+  }
+  QM_TRY(emitter->Emit(name, call->device, QM_F32, {w.groups, padded}, &out));
+  WidenKernel<<<Blocks(w.groups * padded), kThreads, 0, qm::Stream(call)>>>(
+      ToDeviceWeight(w), zero, padded, static_cast<float*>(out.data));
   QM_CUDA(call, cudaGetLastError());
   return QM_OK;
 }
@@ -98,12 +125,14 @@ qm_status SortColumns(qm_call* call, const Weight& w, Emitter* emitter,
 
 }  // namespace
 
-bool CudaTilesFit(const Weight& w) { return w.in % kUnit == 0 && w.group_size % kUnit == 0; }
+bool CudaTilesFit(const Weight& w) {
+  return w.params.axis == 1 && w.in % kUnit == 0 && w.group_size % kUnit == 0;
+}
 
 qm_status CudaPrepack(qm_call* call, const Weight& w, qm_packed* out) {
   if (!CudaTilesFit(w)) {
     return qm::Fail(call, QM_UNIMPLEMENTED, "tiles need groups of a multiple of ", kUnit,
-                    " input channels");
+                    " input channels of a row");
   }
   Emitter emitter(call);
   const int32_t* permutation;
@@ -111,18 +140,14 @@ qm_status CudaPrepack(qm_call* call, const Weight& w, qm_packed* out) {
   const DeviceWeight device = ToDeviceWeight(w);
   const int64_t strips = (w.out + kStripRows - 1) / kStripRows;
   const int64_t padded = strips * kStripRows;
-  qm_tensor tiles, scale, zero;
+  qm_tensor tiles;
   QM_TRY(emitter.Emit("tiles", call->device, QM_I32, {strips, device.chunks, 32, 4}, &tiles));
   const int64_t words = strips * device.chunks * 128;
   TilesKernel<<<Blocks(words), kThreads, 0, qm::Stream(call)>>>(device, permutation, words,
                                                                 static_cast<uint32_t*>(tiles.data));
   QM_CUDA(call, cudaGetLastError());
-  QM_TRY(emitter.Emit("scale", call->device, w.scale_dtype, {w.groups, padded}, &scale));
-  QM_TRY(Transpose(call, w.scale, w.scale_dtype, w, padded, scale.data));
-  if (w.zero != nullptr) {
-    QM_TRY(emitter.Emit("zero", call->device, w.zero_dtype, {w.groups, padded}, &zero));
-    QM_TRY(Transpose(call, w.zero, w.zero_dtype, w, padded, zero.data));
-  }
+  QM_TRY(EmitTransposed(call, w, false, padded, &emitter));
+  if (w.zero != nullptr) QM_TRY(EmitTransposed(call, w, true, padded, &emitter));
   return emitter.FinishPacked(ParamsJson(w.params), w.out, w.in, out);
 }
 

@@ -11,9 +11,7 @@ namespace {
 
 constexpr qm_device kHost = {QM_CPU, 0};
 
-const char* ZeroName(Zero zero) {
-  return zero == Zero::kNone ? "none" : zero == Zero::kInt ? "int" : "float";
-}
+constexpr const char* kZeroNames[] = {"none", "int", "float", "q8"};
 
 const qm_tensor* Find(const qm_packed& packed, const char* name) {
   for (uint64_t i = 0; i < packed.tensor_count; ++i) {
@@ -62,34 +60,59 @@ qm_status Required(qm_call* call, const qm_packed& packed, const char* name,
   return qm::Fail(call, QM_INVALID_ARGUMENT, "affine-int weight has no tensor '", name, "'");
 }
 
-// Scale and zero point, [out, groups] or for tiles [groups, padded_out].
-qm_status ReadScaleZero(qm_call* call, const qm_packed& packed, Weight* w) {
-  const int64_t rows = w->tiles != nullptr ? w->groups : w->out;
-  const int64_t columns = w->tiles != nullptr ? w->padded_out : w->groups;
+// A tensor of scales or zero points with the range it needs when it is of bytes.
+qm_status ReadGroupTensor(qm_call* call, const qm_packed& packed, const Weight& w, const char* name,
+                          bool bytes, std::initializer_list<qm_dtype> dtypes, const qm_tensor** out,
+                          const float** range) {
+  const int64_t rows = w.tiles != nullptr ? w.groups : w.scale_rows();
+  const int64_t columns = w.tiles != nullptr ? w.padded_out : w.scale_columns();
+  QM_TRY(Required(call, packed, name, out));
+  if (!bytes) return CheckTensor(call, **out, name, {rows, columns}, dtypes);
+  if (w.tiles != nullptr) return CheckTensor(call, **out, name, {rows, columns}, {QM_F32});
+  QM_TRY(CheckTensor(call, **out, name, {rows, columns}, {QM_U8}));
+  const bool of_scale = std::strcmp(name, "scale") == 0;
+  const char* range_name = of_scale ? "scale_range" : "zero_range";
   const qm_tensor* tensor;
-  QM_TRY(Required(call, packed, "scale", &tensor));
-  QM_TRY(CheckTensor(call, *tensor, "scale", {rows, columns}, {QM_F16, QM_BF16, QM_F32}));
+  QM_TRY(Required(call, packed, range_name, &tensor));
+  const int64_t ranges = of_scale ? (rows * columns + kQ8Block - 1) / kQ8Block : 1;
+  QM_TRY(CheckTensor(call, *tensor, range_name, {ranges, 2}, {QM_F32}));
+  *range = static_cast<const float*>(tensor->data);
+  return QM_OK;
+}
+
+// Scale and zero point in the format's own layout or for tiles.
+qm_status ReadScaleZero(qm_call* call, const qm_packed& packed, Weight* w) {
+  const std::initializer_list<qm_dtype> floats = {QM_F16, QM_BF16, QM_F32};
+  const qm_tensor* tensor;
+  QM_TRY(ReadGroupTensor(call, packed, *w, "scale", w->params.q8_scale, floats, &tensor,
+                         &w->scale_range));
   w->scale = tensor->data;
   w->scale_dtype = tensor->dtype;
   if (w->params.zero == Zero::kNone) return QM_OK;
-  QM_TRY(Required(call, packed, "zero", &tensor));
   if (w->params.zero == Zero::kInt) {
-    QM_TRY(CheckTensor(call, *tensor, "zero", {rows, columns}, {QM_U8}));
+    QM_TRY(ReadGroupTensor(call, packed, *w, "zero", false, {QM_U8}, &tensor, nullptr));
   } else {
-    QM_TRY(CheckTensor(call, *tensor, "zero", {rows, columns}, {QM_F16, QM_F32}));
+    QM_TRY(ReadGroupTensor(call, packed, *w, "zero", w->params.zero == Zero::kQ8, floats, &tensor,
+                           &w->zero_range));
   }
   w->zero = tensor->data;
   w->zero_dtype = tensor->dtype;
   return QM_OK;
 }
 
+bool KnownTensor(const std::string& name, const Params& params, bool prepacked) {
+  if (name == "codes" || name == "scale") return true;
+  if (name == "zero") return params.zero != Zero::kNone;
+  if (name == "scale_range") return params.q8_scale;
+  if (name == "zero_range") return params.zero == Zero::kQ8;
+  if (name == "group_index") return params.axis == 1;
+  return prepacked && (name == "tiles" || name == "permutation");
+}
+
 qm_status CheckNames(qm_call* call, const qm_packed& packed, const Weight& w, bool prepacked) {
   for (uint64_t i = 0; i < packed.tensor_count; ++i) {
     const std::string name = packed.tensors[i].name;
-    const bool known = name == "codes" || name == "scale" || name == "group_index" ||
-                       (name == "zero" && w.params.zero != Zero::kNone) ||
-                       (prepacked && (name == "tiles" || name == "permutation"));
-    if (!known) {
+    if (!KnownTensor(name, w.params, prepacked)) {
       return qm::Fail(call, QM_INVALID_ARGUMENT, "affine-int weight with parameters ",
                       packed.format_json, " has a tensor '", name, "'");
     }
@@ -130,32 +153,47 @@ bool ParseParams(const char* json, Params* out, std::string* why) {
                       "; expected e.g. {\"bits\":4,\"group_size\":128,\"zero\":\"int\"}");
     return false;
   };
+  const char* rest = json;
+  const auto take = [&](const char* text) {  // skips `text` if it comes next
+    const size_t length = std::strlen(text);
+    if (std::strncmp(rest, text, length) != 0) return false;
+    rest += length;
+    return true;
+  };
+  const bool axis0 = take("{\"axis\":0,");
+  if (!axis0 && !take("{")) return fail("not in canonical form");
   long long group = 0;
-  int bits = 0;
-  char zero[8] = {};
-  if (std::sscanf(json, "{\"bits\":%d,\"group_size\":%lld,\"zero\":\"%7[a-z]\"}", &bits, &group,
-                  zero) != 3) {
+  int bits = 0, read = 0;
+  if (std::sscanf(rest, "\"bits\":%d,\"group_size\":%lld,%n", &bits, &group, &read) != 2 ||
+      read == 0) {
     return fail("not in canonical form");
   }
-  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) return fail("bits must be 2, 3, 4 or 8");
+  rest += read;
+  const bool q8_scale = take("\"scale\":\"q8\",");
+  char zero[8] = {};
+  if (std::sscanf(rest, "\"zero\":\"%7[a-z0-9]\"}", zero) != 1)
+    return fail("not in canonical form");
+  if (bits != 1 && bits != 2 && bits != 3 && bits != 4 && bits != 8) {
+    return fail("bits must be 1, 2, 3, 4 or 8");
+  }
   if (group != -1 && group < 1) return fail("group_size must be -1 or positive");
-  out->bits = bits;
-  out->group_size = group;
-  if (std::strcmp(zero, "none") == 0) {
-    out->zero = Zero::kNone;
-  } else if (std::strcmp(zero, "int") == 0) {
-    out->zero = Zero::kInt;
-  } else if (std::strcmp(zero, "float") == 0) {
-    out->zero = Zero::kFloat;
-  } else {
-    return fail("zero must be none, int or float");
+  *out = {bits, group, Zero::kNone, axis0 ? 0 : 1, q8_scale};
+  int kind = 0;
+  while (kind < 4 && std::strcmp(zero, kZeroNames[kind]) != 0) ++kind;
+  if (kind == 4) return fail("zero must be none, int, float or q8");
+  out->zero = static_cast<Zero>(kind);
+  if (bits == 1 && (out->zero == Zero::kNone || out->zero == Zero::kInt)) {
+    return fail("1 bit needs zero float or q8");
   }
   if (ParamsJson(*out) != json) return fail("not in canonical form");
   return true;
 }
 
 std::string ParamsJson(const Params& params) {
-  return qm::AffineIntJson(params.bits, params.group_size, ZeroName(params.zero));
+  return qm::StrCat("{", params.axis == 0 ? "\"axis\":0," : "", "\"bits\":", params.bits,
+                    ",\"group_size\":", params.group_size, ",",
+                    params.q8_scale ? "\"scale\":\"q8\"," : "", "\"zero\":\"",
+                    kZeroNames[static_cast<int>(params.zero)], "\"}");
 }
 
 qm_status ReadWeight(qm_call* call, const qm_packed& packed, bool prepacked, Weight* out) {
@@ -174,12 +212,14 @@ qm_status ReadWeight(qm_call* call, const qm_packed& packed, bool prepacked, Wei
     return qm::Fail(call, QM_INVALID_ARGUMENT, "features [", w.out, ", ", w.in,
                     "] must be positive");
   }
-  if (w.params.group_size != -1 && w.in % w.params.group_size != 0) {
+  const int64_t grouped = w.params.axis == 1 ? w.in : w.out;
+  if (w.params.group_size != -1 && grouped % w.params.group_size != 0) {
     return qm::Fail(call, QM_INVALID_ARGUMENT, "group_size ", w.params.group_size,
-                    " does not divide in_features ", w.in, "; use a divisor or -1");
+                    " does not divide ", w.params.axis == 1 ? "in_features " : "out_features ",
+                    grouped, "; use a divisor or -1");
   }
-  w.group_size = w.params.group_size == -1 ? w.in : w.params.group_size;
-  w.groups = w.in / w.group_size;
+  w.group_size = w.params.group_size == -1 ? grouped : w.params.group_size;
+  w.groups = grouped / w.group_size;
   w.words = qm::AffineWordsPerRow(w.in, w.params.bits);
   QM_TRY(CheckNames(call, packed, w, prepacked));
   const qm_tensor* tensor = prepacked ? Find(packed, "tiles") : nullptr;
@@ -205,19 +245,18 @@ qm_status ReadWeight(qm_call* call, const qm_packed& packed, bool prepacked, Wei
 }
 
 qm_status CheckValues(qm_call* call, const Weight& w) {
-  for (int64_t i = 0; i < w.out * w.groups; ++i) {
-    const float scale = LoadScalar(w.scale, w.scale_dtype, i);
-    if (!std::isfinite(scale) || scale <= 0) {
-      return qm::Fail(call, QM_INVALID_ARGUMENT, "scale of row ", i / w.groups, ", group ",
-                      i % w.groups, " is ", scale, "; scales must be positive and finite");
+  const int64_t columns = w.scale_columns();
+  for (int64_t i = 0; i < w.scale_rows() * columns; ++i) {
+    const ScaleZero sz = LoadScaleZeroAt(w, i);
+    if (!std::isfinite(sz.scale) || sz.scale <= 0) {
+      return qm::Fail(call, QM_INVALID_ARGUMENT, "scale of row ", i / columns, ", group ",
+                      i % columns, " is ", sz.scale, "; scales must be positive and finite");
     }
-    if (w.zero == nullptr) continue;
-    const float zero = LoadScalar(w.zero, w.zero_dtype, i);
-    const bool in_range = w.params.zero == Zero::kFloat || zero < (1 << w.params.bits);
-    if (!std::isfinite(zero) || !in_range) {
-      return qm::Fail(call, QM_INVALID_ARGUMENT, "zero point of row ", i / w.groups, ", group ",
-                      i % w.groups, " is ", zero, "; it must be finite and, if an integer, below ",
-                      1 << w.params.bits);
+    const bool in_range = w.params.zero != Zero::kInt || sz.zero < (1 << w.params.bits);
+    if (!std::isfinite(sz.zero) || !in_range) {
+      return qm::Fail(call, QM_INVALID_ARGUMENT, "zero point of row ", i / columns, ", group ",
+                      i % columns, " is ", sz.zero,
+                      "; it must be finite and, if an integer, below ", 1 << w.params.bits);
     }
   }
   for (int64_t i = 0; w.group_index != nullptr && i < w.in; ++i) {
@@ -241,15 +280,21 @@ float LoadScalar(const void* data, qm_dtype dtype, int64_t index) {
   return qm::LoadScale(data, dtype, index);
 }
 
-ScaleZero LoadScaleZero(const Weight& w, int64_t row, int64_t group) {
-  const int64_t at = row * w.groups + group;
-  return {LoadScalar(w.scale, w.scale_dtype, at), w.zero == nullptr
-                                                      ? static_cast<float>(w.middle())
-                                                      : LoadScalar(w.zero, w.zero_dtype, at)};
+ScaleZero LoadScaleZeroAt(const Weight& w, int64_t index) {
+  ScaleZero sz = {LoadScalar(w.scale, w.scale_dtype, index), static_cast<float>(w.middle())};
+  if (w.scale_range != nullptr) {
+    const float* range = w.scale_range + index / kQ8Block * 2;
+    sz.scale = range[1] + range[0] * sz.scale;
+  }
+  if (w.zero != nullptr) sz.zero = LoadScalar(w.zero, w.zero_dtype, index);
+  if (w.zero_range != nullptr) sz.zero = w.zero_range[1] + w.zero_range[0] * sz.zero;
+  return sz;
 }
 
 void UnpackCodes(const int32_t* row, int64_t count, int bits, uint8_t* codes) {
   switch (bits) {
+    case 1:
+      return UnpackStream<1>(row, count, codes);
     case 2:
       return UnpackStream<2>(row, count, codes);
     case 3:
@@ -263,6 +308,14 @@ void UnpackCodes(const int32_t* row, int64_t count, int bits, uint8_t* codes) {
 
 void DequantizeRow(const Weight& w, int64_t row, uint8_t* codes, float* out) {
   UnpackCodes(w.codes + row * w.words, w.in, w.params.bits, codes);
+  if (w.params.axis == 0) {
+    const int64_t first = row % w.groups * w.in;
+    for (int64_t i = 0; i < w.in; ++i) {
+      const ScaleZero sz = LoadScaleZeroAt(w, first + i);
+      out[i] = sz.scale * (static_cast<float>(codes[i]) - sz.zero);
+    }
+    return;
+  }
   if (w.group_index != nullptr) {
     for (int64_t i = 0; i < w.in; ++i) {
       const ScaleZero sz = LoadScaleZero(w, row, w.group_index[i]);

@@ -25,6 +25,14 @@ std::vector<WeightSpec> Specs() {
     specs.push_back({1, 1, {bits, 1, Zero::kNone}, DType::kF32, false, 0});
     specs.push_back({17, 256, {bits, 64, Zero::kInt}, DType::kF16, true, 0});
   }
+  for (int bits : {1, 2, 3, 4, 8}) {
+    specs.push_back({16, 100, {bits, 4, Zero::kFloat, 0}, DType::kF16, false, 0});
+    specs.push_back({3, 37, {bits, -1, Zero::kFloat, 0}, DType::kF32, false, 0});
+    specs.push_back({33, 256, {bits, 16, Zero::kQ8, 1, true}, DType::kF16, false, 0});
+    specs.push_back({64, 45, {bits, 16, Zero::kQ8, 0, true}, DType::kF16, false, 0});
+  }
+  specs.push_back({33, 256, {1, 64, Zero::kFloat}, DType::kBF16, false, 0});
+  specs.push_back({5, 100, {1, 5, Zero::kFloat}, DType::kF16, true, 0});
   return specs;
 }
 
@@ -126,10 +134,12 @@ TEST(CpuMatmul, LeavesManyRowsToTheHost) {
 }
 
 TEST(CpuPrepack, SortsScatteredGroupsWithoutChangingTheWeight) {
-  for (int bits : {2, 3, 4, 8}) {
-    SCOPED_TRACE(bits);
-    const PackedWeight weight =
-        RandomWeight({17, 256, {bits, 64, Zero::kInt}, DType::kF16, /*group_index=*/true});
+  for (const AffineIntParams& params :
+       {AffineIntParams{2, 64, Zero::kInt}, AffineIntParams{3, 64, Zero::kInt},
+        AffineIntParams{4, 64, Zero::kInt}, AffineIntParams{8, 64, Zero::kInt},
+        AffineIntParams{4, 64, Zero::kQ8, 1, true}}) {
+    const PackedWeight weight = RandomWeight({17, 256, params, DType::kF16, /*group_index=*/true});
+    SCOPED_TRACE(weight.format_json);
     const View view(weight);
     FakeCall call;
     qm_packed prepacked;

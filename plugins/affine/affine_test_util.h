@@ -49,16 +49,32 @@ inline PackedWeight RandomWeight(const WeightSpec& spec, uint32_t seed = 1) {
   std::mt19937 random(seed);
   std::uniform_real_distribution<float> uniform(0, 1);
   const int codes_count = 1 << spec.params.bits;
+  const quantmill::Shape group_shape = spec.params.GroupShape(spec.out, spec.in);
   const int64_t groups = spec.params.Groups(spec.in);
   Tensor codes = *Tensor::Host(DType::kU8, {spec.out, spec.in});
   for (int64_t i = 0; i < codes.elements(); ++i) {
     codes.as<uint8_t>()[i] = static_cast<uint8_t>(random() % codes_count);
   }
-  Tensor scale = *Tensor::Host(spec.scale_dtype, {spec.out, groups});
-  for (int64_t i = 0; i < scale.elements(); ++i) {
-    StoreFloat(&scale, i, 0.001f + 0.01f * uniform(random));
+  const auto bytes = [&] {
+    Tensor t = *Tensor::Host(DType::kU8, group_shape);
+    for (int64_t i = 0; i < t.elements(); ++i) t.as<uint8_t>()[i] = random() % 256;
+    return t;
+  };
+  Tensor scale, scale_range;
+  if (spec.params.q8_scale) {
+    scale = bytes();
+    const int64_t ranges = (scale.elements() + quantmill::kQ8Block - 1) / quantmill::kQ8Block;
+    scale_range = *Tensor::Host(DType::kF32, {ranges, 2});
+    for (int64_t i = 0; i < 2 * ranges; ++i) {
+      scale_range.as<float>()[i] = (i % 2 == 0 ? 2e-5f : 1e-3f) * (1 + uniform(random));
+    }
+  } else {
+    scale = *Tensor::Host(spec.scale_dtype, group_shape);
+    for (int64_t i = 0; i < scale.elements(); ++i) {
+      StoreFloat(&scale, i, 0.001f + 0.01f * uniform(random));
+    }
   }
-  Tensor zero, group_index;
+  Tensor zero, zero_range, group_index;
   if (spec.params.zero == AffineIntParams::Zero::kInt) {
     zero = *Tensor::Host(DType::kU8, {spec.out, groups});
     for (int64_t i = 0; i < zero.elements(); ++i) {
@@ -66,10 +82,14 @@ inline PackedWeight RandomWeight(const WeightSpec& spec, uint32_t seed = 1) {
           static_cast<uint8_t>(spec.smallest_zero + random() % (codes_count - spec.smallest_zero));
     }
   } else if (spec.params.zero == AffineIntParams::Zero::kFloat) {
-    zero = *Tensor::Host(DType::kF16, {spec.out, groups});
+    zero = *Tensor::Host(spec.scale_dtype, group_shape);
     for (int64_t i = 0; i < zero.elements(); ++i) {
       StoreFloat(&zero, i, uniform(random) * static_cast<float>(codes_count));
     }
+  }
+  if (spec.params.zero == AffineIntParams::Zero::kQ8) {
+    zero = bytes();
+    zero_range = Tensor::FromF32({1, 2}, {static_cast<float>(codes_count) / 256, -0.3f});
   }
   if (spec.group_index) {
     std::vector<int32_t> index(spec.in);
@@ -77,7 +97,8 @@ inline PackedWeight RandomWeight(const WeightSpec& spec, uint32_t seed = 1) {
     std::shuffle(index.begin(), index.end(), random);
     group_index = Tensor::FromI32({spec.in}, index);
   }
-  return *quantmill::MakeAffineInt(spec.params, codes, scale, zero, group_index);
+  return *quantmill::MakeAffineInt(spec.params, codes, scale, zero, group_index, scale_range,
+                                   zero_range);
 }
 
 // A qm_packed over host tensors of a PackedWeight.

@@ -16,7 +16,7 @@
 //   2 bits: word = unit,        field i + 4j, in the low half if h = 0, else in the high half
 //   4 bits: word = 2 unit + j,  field i, halves likewise
 //   8 bits: word = 2j + i / 2,  byte 2 (i % 2) + h
-// 3-bit codes are stored as 4-bit ones.
+// 3-bit codes are stored as 4-bit ones, 1-bit codes as 2-bit ones.
 #ifndef QUANTMILL_PLUGINS_AFFINE_AFFINE_TILES_H_
 #define QUANTMILL_PLUGINS_AFFINE_AFFINE_TILES_H_
 
@@ -29,7 +29,7 @@ namespace affine {
 inline constexpr int kStripRows = 16;
 inline constexpr int kUnit = 32;  // input channels
 
-QM_HD constexpr int TileBits(int bits) { return bits == 3 ? 4 : bits; }
+QM_HD constexpr int TileBits(int bits) { return bits == 3 ? 4 : bits == 1 ? 2 : bits; }
 QM_HD constexpr int UnitsPerChunk(int tile_bits) { return 8 / tile_bits; }
 QM_HD constexpr int64_t TileChunks(int64_t in, int tile_bits) {
   const int64_t per_chunk = kUnit * UnitsPerChunk(tile_bits);
@@ -64,20 +64,27 @@ struct DeviceWeight {
   const uint32_t* tiles;  // instead of codes
   const void* scale;      // [out, groups], with tiles [groups, padded_out]
   const void* zero;       // likewise; null = middle
+  const float* scale_range;
+  const float* zero_range;
   const int32_t* group_index;
   const int32_t* permutation;
   int64_t out, in, groups, group_size, words, chunks, padded_out;
-  int bits, tile_bits;
+  int bits, tile_bits, axis;
   qm_dtype scale_dtype, zero_dtype;
 };
 
 inline DeviceWeight ToDeviceWeight(const Weight& w) {
   const int tile_bits = TileBits(w.params.bits);
-  return {w.codes,       w.tiles,       w.scale,   w.zero,
-          w.group_index, w.permutation, w.out,     w.in,
-          w.groups,      w.group_size,  w.words,   TileChunks(w.in, tile_bits),
-          w.padded_out,  w.params.bits, tile_bits, w.scale_dtype,
-          w.zero_dtype};
+  return {w.codes,       w.tiles,
+          w.scale,       w.zero,
+          w.scale_range, w.zero_range,
+          w.group_index, w.permutation,
+          w.out,         w.in,
+          w.groups,      w.group_size,
+          w.words,       TileChunks(w.in, tile_bits),
+          w.padded_out,  w.params.bits,
+          tile_bits,     w.params.axis,
+          w.scale_dtype, w.zero_dtype};
 }
 
 }  // namespace affine
