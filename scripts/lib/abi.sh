@@ -25,5 +25,5 @@ last_capsule() {
 abi_library() {
   awk 'BEGIN {print "#include \"quantmill/all.h\""}
        $1 == "FROZEN" || $1 == "GROWABLE" {print "const " $2 "* abi_" $2 ";"}' "$2" >"$abi_temp/types.c"
-  cc -std=c11 -g -fPIC -shared -I"$1" "$abi_temp/types.c" -o "$3"
+  cc -std=c11 -g -fPIC -shared "-ffile-prefix-map=$abi_temp=." -I"$1" "$abi_temp/types.c" -o "$3"
 }

@@ -47,6 +47,10 @@ ProgramResult RunFixture::Program(const std::vector<std::string>& arguments,
   for (const std::string& setting : environment) command += setting + " ";
   command += Quoted(QM_PROGRAM);
   for (const std::string& argument : arguments) command += " " + Quoted(argument);
+  return Shell(command);
+}
+
+ProgramResult RunFixture::Shell(std::string command) {
   command += " >" + Quoted(Path("stdout")) + " 2>" + Quoted(Path("stderr"));
   const int status = std::system(command.c_str());
   ProgramResult result;

@@ -28,6 +28,8 @@ class RunFixture : public ::testing::Test {
   // quantmill ARGUMENTS, with the offender plugin. Environment as NAME=VALUE.
   ProgramResult Program(const std::vector<std::string>& arguments,
                         const std::vector<std::string>& environment = {});
+  // A whole command line, without redirections.
+  ProgramResult Shell(std::string command);
   ProgramResult RunPipeline(const std::string& path, std::vector<std::string> more = {},
                             const std::vector<std::string>& environment = {});
 
