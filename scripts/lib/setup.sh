@@ -45,12 +45,17 @@ find_cuda() {
   fi
 }
 
-# The facts of a measurement on the CPU as JSON members, for a command line.
+# The facts of a measurement as JSON members, for a command line. $QM_COMMIT stands in for git.
 measurement_facts() {
-  local processor
+  local processor commit
+  commit=${QM_COMMIT:-$(git describe --always --dirty=-modified --abbrev=40 --exclude='*' 2>/dev/null || echo unknown)}
   processor=$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -1)
-  printf '  "commit": "%s",\n' "$(git describe --always --dirty=-modified --abbrev=40 --exclude='*' 2>/dev/null || echo unknown)"
+  printf '  "commit": "%s",\n' "$commit"
   printf '  "command": "%s",\n' "$1"
+  if have_gpu; then
+    printf '  "gpu": "%s",\n' "$(nvidia-smi --format=csv,noheader --query-gpu=name | head -1)"
+    printf '  "driver": "%s",\n' "$(nvidia-smi --format=csv,noheader --query-gpu=driver_version | head -1)"
+  fi
   printf '  "machine": {"processor": "%s", "cores": %d},\n' "${processor:-$(uname -m)}" "$(nproc)"
 }
 
