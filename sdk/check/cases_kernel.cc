@@ -29,8 +29,7 @@ constexpr char kStream[] = "QM-P-006";
 
 constexpr int64_t kRowCounts[] = {1, 2, 8, 16, 17, 32, 33, 256};
 
-// ---- samples this kernel computes with
-// -----------------------------------------------------------
+// ---- samples this kernel computes with ----
 
 const qm_linear_kernel* Table(const Subject& subject) {
   return subject.Ext<qm_linear_kernel>(QM_EXT_LINEAR_KERNEL);
@@ -100,8 +99,7 @@ std::optional<Verdict> FindSamples(Subject& subject, std::vector<Sample>* out) {
                               ": those of qm.fmt.affine-int/1 and what this plugin quantizes"));
 }
 
-// ---- dequantize
-// ----------------------------------------------------------------------------------
+// ---- dequantize ----
 
 float LoadValue(const Tensor& tensor, int64_t index) {
   switch (tensor.dtype()) {
@@ -155,8 +153,7 @@ Verdict DequantizeEqualsReference(Subject& subject) {
   return Passed(absl::StrCat(samples.size(), " weights, each as F32, F16 and BF16"));
 }
 
-// ---- products
-// ------------------------------------------------------------------------------------
+// ---- products ----
 
 // Normal values, rounded to `dtype`.
 Tensor RandomInput(DType dtype, int64_t rows, int64_t cols, uint64_t seed) {
@@ -295,51 +292,9 @@ Product MakeProduct(const Subject& subject, const Sample& sample, DType dtype, i
   return product;
 }
 
-// All samples, activation types and numbers of rows.
-Verdict TryProducts(Subject& subject, bool transposed, bool captured) {
-  std::vector<Sample> samples;
-  if (auto verdict = FindSamples(subject, &samples)) return *verdict;
-  int64_t served = 0, left = 0;
-  double worst = 0.0;
-  for (const Sample& sample : samples) {
-    for (const DType dtype : sample.activations) {
-      for (const int64_t rows : kRowCounts) {
-        Product product = MakeProduct(subject, sample, dtype, rows, transposed);
-        product.captured = captured;
-        Tensor y;
-        if (auto verdict = Multiply(subject, product, &y)) return *verdict;
-        ++(y.empty() ? left : served);
-        if (y.empty()) continue;
-        if (auto verdict = CompareProduct(sample, product, y, kProduct, &worst)) return *verdict;
-      }
-    }
-  }
-  if (served == 0) return Skipped("every product was left to the host (QM_UNIMPLEMENTED)");
-  return Passed(absl::StrFormat("%d products, the worst at %.2g of its bound; %d left to the host",
-                                served, worst, left));
-}
-
-Verdict MatmulEqualsProduct(Subject& subject) {
-  if (!QM_HAS(Table(subject), matmul)) return Skipped("no matmul");
-  return TryProducts(subject, /*transposed=*/false, /*captured=*/false);
-}
-
-Verdict TransposedEqualsProduct(Subject& subject) {
-  if (!QM_HAS(Table(subject), matmul_transposed)) return Skipped("no matmul_transposed");
-  return TryProducts(subject, /*transposed=*/true, /*captured=*/false);
-}
-
-Verdict MatmulInGraph(Subject& subject) {
-  if (!subject.on_cuda()) return Skipped("on a GPU only");
-  if (!QM_HAS(Table(subject), matmul)) return Skipped("no matmul");
-  return TryProducts(subject, /*transposed=*/false, /*captured=*/true);
-}
-
-// ---- prepack
-// -------------------------------------------------------------------------------------
-
 // *out stays without tensors when the kernel has nothing better than the format's own layout.
 std::optional<Verdict> Prepack(Subject& subject, const Sample& sample, PackedWeight* out) {
+  if (!QM_HAS(Table(subject), prepack)) return std::nullopt;
   CheckedCall call(subject, CallSetup());
   qm_packed packed = {};
   const qm_status code =
@@ -356,6 +311,54 @@ std::optional<Verdict> Prepack(Subject& subject, const Sample& sample, PackedWei
   if (out->format_id == sample.source.packed.format_id) return std::nullopt;
   return Failed(kPrepack, absl::StrCat("the format became ", out->format_id));
 }
+
+// All samples, activation types and numbers of rows.
+enum class Mode { kPlain, kTransposed, kGraph };
+Verdict TryProducts(Subject& subject, Mode mode) {
+  std::vector<Sample> samples;
+  if (auto verdict = FindSamples(subject, &samples)) return *verdict;
+  int64_t served = 0, left = 0;
+  double worst = 0.0;
+  for (const Sample& sample : samples) {
+    PackedWeight prepacked;  // what a host would capture
+    if (mode == Mode::kGraph) {
+      if (auto verdict = Prepack(subject, sample, &prepacked)) return *verdict;
+    }
+    for (const DType dtype : sample.activations) {
+      for (const int64_t rows : kRowCounts) {
+        Product product = MakeProduct(subject, sample, dtype, rows, mode == Mode::kTransposed);
+        product.captured = mode == Mode::kGraph;
+        if (!prepacked.tensors.empty()) product.packed = &prepacked;
+        Tensor y;
+        if (auto verdict = Multiply(subject, product, &y)) return *verdict;
+        ++(y.empty() ? left : served);
+        if (y.empty()) continue;
+        if (auto verdict = CompareProduct(sample, product, y, kProduct, &worst)) return *verdict;
+      }
+    }
+  }
+  if (served == 0) return Skipped("every product was left to the host (QM_UNIMPLEMENTED)");
+  return Passed(absl::StrFormat("%d products, the worst at %.2g of its bound; %d left to the host",
+                                served, worst, left));
+}
+
+Verdict MatmulEqualsProduct(Subject& subject) {
+  if (!QM_HAS(Table(subject), matmul)) return Skipped("no matmul");
+  return TryProducts(subject, Mode::kPlain);
+}
+
+Verdict TransposedEqualsProduct(Subject& subject) {
+  if (!QM_HAS(Table(subject), matmul_transposed)) return Skipped("no matmul_transposed");
+  return TryProducts(subject, Mode::kTransposed);
+}
+
+Verdict MatmulInGraph(Subject& subject) {
+  if (!subject.on_cuda()) return Skipped("on a GPU only");
+  if (!QM_HAS(Table(subject), matmul)) return Skipped("no matmul");
+  return TryProducts(subject, Mode::kGraph);
+}
+
+// ---- prepack ----
 
 std::optional<Verdict> ComparePrepacked(Subject& subject, const Sample& sample,
                                         const PackedWeight& prepacked) {
@@ -400,8 +403,7 @@ Verdict PrepackChangesNothing(Subject& subject) {
   return Passed(absl::StrCat(prepacked, " of ", samples.size(), " weights have another layout"));
 }
 
-// ---- two streams
-// ---------------------------------------------------------------------------------
+// ---- two streams ----
 
 // Two products under way on two streams of one device: neither may see the other's memory.
 std::optional<Verdict> Overlap(Subject& subject, Subject& other, const Sample& sample,

@@ -16,6 +16,7 @@
 #include "sdk/check/checked_call.h"
 #include "sdk/check/packed_samples.h"
 #include "sdk/check/plain_rounding.h"
+#include "sdk/check/quantize_attempt.h"
 #include "sdk/check/quantize_call.h"
 #include "sdk/check/synthetic.h"
 
@@ -30,136 +31,7 @@ constexpr char kContents[] = "QM-P-010";
 constexpr char kDeterministic[] = "QM-P-011";
 constexpr char kPlanRefuses[] = "QM-P-012";
 
-// ---- a layer, what plan() and run() said of it, and what became of the weights ------------------
-
-struct Attempt {
-  std::string what;  // "33 x 100 with group_size -1", for messages
-  CallSetup setup;
-  SyntheticLayer layer;
-  qm_linear_info info = {};
-  PlanAnswer plan;
-  RunAnswer run;
-  Tensor values;  // dequantized; empty where nothing here reads the format
-};
-
-std::string ShapeText(const SyntheticLayer& layer) {
-  return absl::StrCat(layer.weight.dim(0), " x ", layer.weight.dim(1));
-}
-
-bool HasOption(const qm_method& method, std::string_view name) {
-  for (uint64_t i = 0; i < method.option_count; ++i) {
-    if (method.options[i].name == name) return true;
-  }
-  return false;
-}
-
-// Defaults; and one group per output channel where the method knows such an option, so that shapes
-// the default group does not divide are tried too.
-std::vector<std::pair<std::string, CallSetup>> Setups(const Subject& subject) {
-  CallSetup defaults;
-  defaults.options = DefaultOptions(*subject.method);
-  defaults.seed = subject.seed;
-  std::vector<std::pair<std::string, CallSetup>> setups = {{"defaults", defaults}};
-  if (HasOption(*subject.method, "group_size")) {
-    defaults.options["group_size"] = "-1";
-    setups.push_back({"group_size -1", defaults});
-  }
-  return setups;
-}
-
-bool AsksForStatistics(const Attempt& attempt) { return !attempt.plan.stats.empty(); }
-
-// Plans and runs. A refusal by either is an answer, not an error.
-std::optional<Verdict> PlanAndRun(Subject& subject, Attempt* attempt) {
-  attempt->info = LinearInfo(attempt->layer.weight.dim(0), attempt->layer.weight.dim(1));
-  attempt->plan = Plan(subject, attempt->info, attempt->setup);
-  if (attempt->plan.violation) return attempt->plan.violation;
-  if (attempt->plan.code != QM_OK) return std::nullopt;
-  attempt->run = Run(subject, attempt->layer, attempt->info, attempt->plan, attempt->setup);
-  return attempt->run.violation;
-}
-
-// Parameters, names, dtypes and shapes of a result; *values holds its dense values afterwards.
-std::optional<Verdict> CheckResult(Subject& subject, Attempt* attempt) {
-  const PackedWeight& packed = attempt->run.packed;
-  const Tensor& weight = attempt->layer.weight;
-  if (packed.out_features != weight.dim(0) || packed.in_features != weight.dim(1)) {
-    return Failed(kContents, absl::StrCat(attempt->what, ": the result says it is [",
-                                          packed.out_features, ", ", packed.in_features, "]"));
-  }
-  if (packed.format_id != attempt->plan.format_id) {
-    return Failed(kContents,
-                  absl::StrCat(attempt->what, ": plan announced ", attempt->plan.format_id,
-                               ", the result is ", packed.format_id));
-  }
-  const absl::Status valid = subject.formats->Check(packed);
-  if (valid.code() == absl::StatusCode::kNotFound) return std::nullopt;
-  if (!valid.ok()) {
-    return Failed(kContents, absl::StrCat(attempt->what, ": the result is not in its format: ",
-                                          std::string(valid.message())));
-  }
-  absl::StatusOr<Tensor> values = DequantizeOnHost(subject, packed);
-  if (values.ok()) attempt->values = *std::move(values);
-  return std::nullopt;
-}
-
-// Whatever went in, the values are finite, and no further from the weights than nothing at all: in
-// the outputs if the method asked for statistics, in the weights if not.
-std::optional<Verdict> CheckValues(Subject& subject, const Attempt& attempt) {
-  if (attempt.values.empty()) return std::nullopt;
-  const float* values = attempt.values.as<float>();
-  for (int64_t i = 0; i < attempt.values.elements(); ++i) {
-    if (std::isfinite(values[i])) continue;
-    return Failed(kDefined,
-                  absl::StrFormat("%s: value %d of the result is %g", attempt.what, i, values[i]));
-  }
-  const bool by_output = AsksForStatistics(attempt) && attempt.layer.inputs.dim(0) > 0;
-  const absl::StatusOr<double> nmse = by_output
-                                          ? OutputNmse(*subject.host, attempt.layer, attempt.values)
-                                          : WeightNmse(attempt.layer.weight, attempt.values);
-  if (!nmse.ok()) return Failed(kDefined, std::string(nmse.status().message()));
-  if (*nmse <= 1.0) return std::nullopt;
-  return Failed(kDefined,
-                absl::StrFormat("%s: the %s has %.3g times the energy of the %s itself; "
-                                "a result of zeros would be closer",
-                                attempt.what, by_output ? "output's error" : "weight's error",
-                                *nmse, by_output ? "output" : "weight"));
-}
-
-// Plans, runs and looks at the result. Afterwards run.code or plan.code may be a refusal.
-std::optional<Verdict> Try(Subject& subject, Attempt* attempt) {
-  if (auto verdict = PlanAndRun(subject, attempt)) return verdict;
-  if (attempt->plan.code != QM_OK || attempt->run.code != QM_OK) return std::nullopt;
-  if (auto verdict = CheckResult(subject, attempt)) return verdict;
-  return CheckValues(subject, *attempt);
-}
-
-// An attempt on a layer whose shape the method accepts with its defaults, before any call.
-std::optional<Verdict> StartAccepted(Subject& subject, Attempt* attempt) {
-  attempt->setup = Setups(subject)[0].second;
-  AcceptedLayer accepted;
-  if (auto verdict = FindAcceptedLayer(subject, attempt->setup, &accepted)) return verdict;
-  attempt->layer = std::move(accepted.layer);
-  attempt->info = accepted.info;
-  attempt->plan = std::move(accepted.plan);
-  attempt->what = ShapeText(attempt->layer);
-  return std::nullopt;
-}
-
-// A verdict unless the run gave a result.
-std::optional<Verdict> WantResult(const Attempt& attempt) {
-  if (attempt.run.violation) return attempt.run.violation;
-  if (attempt.run.code == QM_OK) return std::nullopt;
-  return Failed(kPlanRefuses,
-                absl::StrCat(attempt.what, ": plan accepted, run refused: ", attempt.run.outcome));
-}
-
-Verdict FromStatus(const absl::Status& status) {
-  return Failed("", absl::StrCat("the checker itself failed: ", std::string(status.message())));
-}
-
-// ---- shapes
-// --------------------------------------------------------------------------------------
+// ---- shapes ----
 
 struct ShapeToTry {
   int64_t out = 0, in = 0;
@@ -174,7 +46,7 @@ Verdict TryShapes(Subject& subject, const std::vector<ShapeToTry>& shapes) {
       attempt.setup = setup;
       auto layer = MakeSyntheticLayer(SyntheticKind::kOutlierChannels, shape.out, shape.in,
                                       2 * shape.in + 8, subject.seed);
-      if (!layer.ok()) return FromStatus(layer.status());
+      if (!layer.ok()) return CheckerFailed(layer.status());
       attempt.layer = *std::move(layer);
       attempt.what = absl::StrCat(ShapeText(attempt.layer), " with ", name);
       if (auto verdict = Try(subject, &attempt)) return *verdict;
@@ -198,18 +70,16 @@ Verdict RealSize(Subject& subject) {
   attempt.setup = Setups(subject)[0].second;
   // Few rows: the Hessian's rank is small, its size is what matters here.
   auto layer = MakeSyntheticLayer(SyntheticKind::kOutlierChannels, 14336, 4096, 256, subject.seed);
-  if (!layer.ok()) return FromStatus(layer.status());
+  if (!layer.ok()) return CheckerFailed(layer.status());
   attempt.layer = *std::move(layer);
   attempt.what = ShapeText(attempt.layer);
   if (auto verdict = Try(subject, &attempt)) return *verdict;
-  if (attempt.plan.code != QM_OK) return Skipped("refused by plan: " + attempt.plan.outcome);
   if (auto verdict = WantResult(attempt)) return *verdict;
   return Passed(absl::StrFormat("%.2f s, %.3f bits per weight", attempt.run.seconds,
                                 attempt.run.packed.BitsPerWeight()));
 }
 
-// ---- values
-// --------------------------------------------------------------------------------------
+// ---- values ----
 
 // Runs on an accepted layer after `change` has been at it. A refusal with text passes if it is
 // allowed to refuse.
@@ -271,25 +141,20 @@ Verdict NotFiniteInputs(Subject& subject) {
   Attempt attempt;
   if (auto verdict = StartAccepted(subject, &attempt)) return *verdict;
   if (!AsksForStatistics(attempt)) return Skipped("the method asks for no statistics");
+  std::string seen;
   for (const float value :
        {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-    const SyntheticLayer clean = attempt.layer;
-    attempt.layer.inputs = Tensor::FromF32(
-        clean.inputs.shape(), absl::MakeConstSpan(clean.inputs.as<float>(),
-                                                  static_cast<size_t>(clean.inputs.elements())));
     attempt.layer.inputs.as<float>()[0] = value;
-    if (auto verdict = PlanAndRun(subject, &attempt)) return *verdict;
-    attempt.layer = clean;
     attempt.what = absl::StrFormat("an input of %g", value);
-    if (attempt.run.code != QM_OK) continue;
-    if (auto verdict = CheckResult(subject, &attempt)) return *verdict;
-    if (auto verdict = CheckValues(subject, attempt)) return *verdict;
+    if (auto verdict = Try(subject, &attempt)) return *verdict;
+    const bool refused = attempt.run.code != QM_OK;
+    absl::StrAppend(&seen, seen.empty() ? "" : "; ", attempt.what, ": ",
+                    refused ? attempt.run.outcome : "a defined result");
   }
-  return Passed(attempt.run.code == QM_OK ? "a defined result" : "refused: " + attempt.run.outcome);
+  return Passed(seen);
 }
 
-// ---- statistics
-// ----------------------------------------------------------------------------------
+// ---- statistics ----
 
 // The first rows of a tensor, as a tensor of its own.
 Tensor FirstRows(const Tensor& matrix, int64_t rows) { return matrix.Rows(0, rows); }
@@ -343,8 +208,7 @@ Verdict NoRows(Subject& subject) {
                                        attempt.run.outcome));
 }
 
-// ---- promises of the call
-// ------------------------------------------------------------------------
+// ---- promises of the call ----
 
 // run() on the attempt's layer whose weight rows lie apart.
 RunAnswer RunStrided(Subject& subject, const Attempt& attempt) {
@@ -391,11 +255,9 @@ Verdict StridedWeight(Subject& subject) {
 Verdict Cancel(Subject& subject) {
   constexpr double kSeconds = 2.0;
   Attempt attempt;
-  if (auto verdict = StartAccepted(subject, &attempt)) return *verdict;
-  auto larger = MakeSyntheticLayer(SyntheticKind::kOutlierChannels, 512,
-                                   attempt.layer.weight.dim(1), 64, subject.seed);
-  if (!larger.ok()) return FromStatus(larger.status());
-  attempt.layer = *std::move(larger);
+  if (auto verdict = StartAccepted(subject, SyntheticKind::kOutlierChannels, 512, 64, &attempt)) {
+    return *verdict;
+  }
   attempt.setup.cancel_at = 0;
   if (auto verdict = PlanAndRun(subject, &attempt)) return *verdict;
   if (attempt.plan.code != QM_OK) return Skipped("refused by plan: " + attempt.plan.outcome);
@@ -424,11 +286,9 @@ Verdict Repeatable(Subject& subject) {
     return Skipped("the method does not say that it is deterministic");
   }
   Attempt attempt;
-  if (auto verdict = StartAccepted(subject, &attempt)) return *verdict;
-  auto larger = MakeSyntheticLayer(SyntheticKind::kCorrelatedInputs, 96,
-                                   attempt.layer.weight.dim(1), 300, subject.seed);
-  if (!larger.ok()) return FromStatus(larger.status());
-  attempt.layer = *std::move(larger);
+  if (auto verdict = StartAccepted(subject, SyntheticKind::kCorrelatedInputs, 96, 300, &attempt)) {
+    return *verdict;
+  }
   if (auto verdict = PlanAndRun(subject, &attempt)) return *verdict;
   if (auto verdict = WantResult(attempt)) return *verdict;
   const RunAnswer again = Run(subject, attempt.layer, attempt.info, attempt.plan, attempt.setup);
@@ -444,15 +304,13 @@ Verdict ThreadCounts(Subject& subject) {
     return Skipped("the method does not say that it is deterministic");
   }
   Attempt attempt;
-  if (auto verdict = StartAccepted(subject, &attempt)) return *verdict;
-  auto larger = MakeSyntheticLayer(SyntheticKind::kCorrelatedInputs, 96,
-                                   attempt.layer.weight.dim(1), 300, subject.seed);
-  if (!larger.ok()) return FromStatus(larger.status());
-  attempt.layer = *std::move(larger);
+  if (auto verdict = StartAccepted(subject, SyntheticKind::kCorrelatedInputs, 96, 300, &attempt)) {
+    return *verdict;
+  }
   std::optional<PackedWeight> first;
   for (const int threads : {1, 2, 5}) {
     auto backend = MakeCpuBackend(threads);
-    if (!backend.ok()) return FromStatus(backend.status());
+    if (!backend.ok()) return CheckerFailed(backend.status());
     Subject other = subject;
     other.backend = other.host = backend->get();
     if (auto verdict = PlanAndRun(other, &attempt)) return *verdict;
@@ -475,8 +333,7 @@ Verdict FormatCheck(Subject& subject) {
   return Skipped(std::string(valid.message()));
 }
 
-// ---- run_group
-// -----------------------------------------------------------------------------------
+// ---- run_group ----
 
 // Three linears on one input, in one call. Equal input groups see the same statistics tensors.
 std::optional<Verdict> RunGroup(Subject& subject, std::vector<Attempt>& attempts,
@@ -519,7 +376,7 @@ Verdict GroupEqualsSingle(Subject& subject) {
     auto layer = MakeSyntheticLayer(SyntheticKind::kCorrelatedInputs, out_features,
                                     first.layer.weight.dim(1), 300,
                                     subject.seed + static_cast<uint64_t>(attempts.size()));
-    if (!layer.ok()) return FromStatus(layer.status());
+    if (!layer.ok()) return CheckerFailed(layer.status());
     attempt.layer = *std::move(layer);
     if (!attempts.empty()) {
       attempt.layer.inputs = attempts[0].layer.inputs;
@@ -542,14 +399,7 @@ Verdict GroupEqualsSingle(Subject& subject) {
   return Passed("3 linears give the same bytes alone and together");
 }
 
-// ---- quality
-// -------------------------------------------------------------------------------------
-
-// Output error if the method asked for statistics, else weight error.
-absl::StatusOr<double> ErrorOf(Subject& subject, const Attempt& attempt, const Tensor& values) {
-  return AsksForStatistics(attempt) ? OutputNmse(*subject.host, attempt.layer, values)
-                                    : WeightNmse(attempt.layer.weight, values);
-}
+// ---- quality ----
 
 // The worse of the plain roundings that store no more bits, with what it was; 1 where none fits.
 absl::StatusOr<double> PlainError(Subject& subject, const Attempt& attempt, std::string* rule) {
@@ -571,24 +421,20 @@ Verdict NotWorseThanPlain(Subject& subject) {
   // Ties and sums in another order; the range rules of plain roundings differ by more.
   constexpr double kTolerance = 1.02;
   Attempt attempt;
-  if (auto verdict = StartAccepted(subject, &attempt)) return *verdict;
-  const int64_t in = attempt.layer.weight.dim(1);
-  auto layer = MakeSyntheticLayer(SyntheticKind::kOutlierChannels, 64, in, 4 * in, subject.seed);
-  if (!layer.ok()) return FromStatus(layer.status());
-  attempt.layer = *std::move(layer);
-  attempt.what = ShapeText(attempt.layer);
+  if (auto verdict = StartAccepted(subject, SyntheticKind::kOutlierChannels, 64, 1024, &attempt)) {
+    return *verdict;
+  }
   if (auto verdict = Try(subject, &attempt)) return *verdict;
-  if (attempt.plan.code != QM_OK) return Skipped("refused by plan: " + attempt.plan.outcome);
   if (auto verdict = WantResult(attempt)) return *verdict;
   if (attempt.values.empty()) {
     return Skipped(absl::StrCat("no plugin here reads ", attempt.run.packed.format_id,
                                 "; name its plugin with --plugin"));
   }
   const absl::StatusOr<double> error = ErrorOf(subject, attempt, attempt.values);
-  if (!error.ok()) return FromStatus(error.status());
+  if (!error.ok()) return CheckerFailed(error.status());
   std::string rule;
   const absl::StatusOr<double> plain = PlainError(subject, attempt, &rule);
-  if (!plain.ok()) return FromStatus(plain.status());
+  if (!plain.ok()) return CheckerFailed(plain.status());
   const std::string text =
       absl::StrFormat("%s NMSE %.4g at %.3f bits per weight; plain rounding (%s): %.4g",
                       AsksForStatistics(attempt) ? "output" : "weight", *error,
