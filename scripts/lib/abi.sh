@@ -3,14 +3,18 @@ source scripts/lib/setup.sh
 
 abi_temp=$(mktemp -d)
 trap 'rm -rf "$abi_temp"' EXIT
-abi_gate=$abi_temp/abi_gate
+abi_gate=${QM_ABI_GATE:-$abi_temp/abi_gate}
 
-# Builds the gate with the headers as they are now.
+# Builds the gate, unless $QM_ABI_GATE names one.
 build_abi_gate() {
-  local gate=tests/abi
-  "${CXX:-c++}" -std=c++20 -I. -Iplugin_api/include $gate/abi_gate.cc $gate/changelog.cc $gate/gate.cc \
-    $gate/header_scan.cc $gate/layout.cc -o "$abi_gate" ||
+  [[ -n ${QM_ABI_GATE:-} ]] || "${CXX:-c++}" -std=c++20 -I. tests/abi/{abi_gate,changelog,gate,header_scan}.cc -o "$abi_gate"
+}
+
+# print_layout OUT: the layout of the headers as they are now.
+print_layout() {
+  "${CXX:-c++}" -std=c++20 -I. -Iplugin_api/include tests/abi/{print_layout,layout}.cc -o "$abi_temp/print_layout" ||
     die "the headers or tests/abi/layout.cc do not compile"
+  "$abi_temp/print_layout" >"$1"
 }
 
 # The folder of the latest release.

@@ -1,5 +1,4 @@
 // The gate on the command line, for scripts/abi_update and scripts/abi_capsule:
-//   abi_gate print                                    the layout of the headers it was built with
 //   abi_gate scan LAYOUT HEADER...                    is everything in the headers in the layout?
 //   abi_gate breaks OLD NEW                           is NEW a legal successor of OLD?
 //   abi_gate changelog RELEASED NEW CHANGELOG         does the changelog say what was added?
@@ -12,12 +11,11 @@
 #include <vector>
 
 #include "tests/abi/gate.h"
-#include "tests/abi/layout.h"
 
 namespace quantmill::testing {
 namespace {
 
-// The whole file; fails the program's answer by an empty layout if it cannot be read.
+// The whole file.
 bool Read(const std::string& path, std::string* text) {
   std::ifstream file(path);
   text->assign(std::istreambuf_iterator<char>(file), {});
@@ -32,10 +30,6 @@ int Answer(const std::vector<std::string>& reasons) {
 
 int Main(const std::vector<std::string>& arguments) {
   const std::string command = arguments.empty() ? "" : arguments[0];
-  if (command == "print" && arguments.size() == 1) {
-    std::cout << CurrentLayout();
-    return 0;
-  }
   std::vector<std::string> texts(arguments.size());
   for (size_t i = 1; i < arguments.size(); ++i) {
     if (!Read(arguments[i], &texts[i])) return 2;
@@ -56,8 +50,8 @@ int Main(const std::vector<std::string>& arguments) {
   if (command == "changelog" && arguments.size() == 4) {
     return Answer(ChangelogFaults(ParseLayout(texts[1]), ParseLayout(texts[2]), texts[3]));
   }
-  std::cerr << "error: usage: abi_gate print | scan LAYOUT HEADER... | breaks OLD NEW | "
-               "changelog RELEASED NEW CHANGELOG\n";
+  std::cerr << "error: usage: abi_gate scan LAYOUT HEADER... | breaks OLD NEW | changelog RELEASED "
+               "NEW CHANGELOG\n";
   return 2;
 }
 

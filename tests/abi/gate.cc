@@ -1,5 +1,6 @@
 #include "tests/abi/gate.h"
 
+#include <algorithm>
 #include <set>
 #include <sstream>
 
@@ -25,6 +26,11 @@ std::string NameOf(const std::string& fact) { return fact.substr(fact.find(' ') 
 int Minor(const Layout& layout) {
   const auto it = layout.facts.find(kMinor);
   return it == layout.facts.end() ? 0 : std::stoi(it->second);
+}
+
+bool Holds(const StructLayout& entry, const std::string& field) {
+  return std::any_of(entry.fields.begin(), entry.fields.end(),
+                     [&](const FieldLayout& other) { return other.name == field; });
 }
 
 class Comparison {
@@ -68,8 +74,8 @@ class Comparison {
                               " at offset " + std::to_string(field.offset) + ", " + field.type);
       }
     }
-    for (size_t i = before.fields.size(); i < after.fields.size(); ++i) {
-      const FieldLayout& field = after.fields[i];
+    for (const FieldLayout& field : after.fields) {
+      if (Holds(before, field.name)) continue;
       const bool at_end = before.growable && field.offset >= before.size;
       Add(field.name, at_end ? kAppend : kBreak,
           field.name + (at_end ? " appended" : " added where nothing may be added"));
