@@ -74,8 +74,8 @@ void RemoveWorkDir(const Pipeline& pipeline) {
   std::filesystem::remove(pipeline.work_dir, error);
 }
 
-absl::StatusOr<nlohmann::ordered_json> RunSupervised(JobRequest request, Journal& journal,
-                                                     Console& console) {
+absl::StatusOr<nlohmann::ordered_json> RunSupervised(JobRequest request, const Pipeline& pipeline,
+                                                     Journal& journal, Console& console) {
   SuperviseOptions options;
   options.request = [&request](const JournalState& state) {
     request.journal = state;
@@ -83,6 +83,7 @@ absl::StatusOr<nlohmann::ordered_json> RunSupervised(JobRequest request, Journal
   };
   options.last_words = request.last_words;
   options.hang_seconds = HangSeconds();
+  options.crash_dir = pipeline.work_dir + "/crash";
   QM_ASSIGN_OR_RETURN(SuperviseResult result, Supervise(options, &journal, console.Sink()));
   result.value["peak_rss_bytes"] = result.peak_rss_bytes;
   return std::move(result.value);
@@ -105,9 +106,9 @@ absl::StatusOr<int> Run(const Arguments& arguments) {
                       OpenJournal(pipeline, request.resume));
   request.last_words = LastWordsPath(pipeline);
   Console console;
-  absl::StatusOr<nlohmann::ordered_json> result = arguments.Flag("in-process")
-                                                      ? RunInProcess(request, *journal, console)
-                                                      : RunSupervised(request, *journal, console);
+  absl::StatusOr<nlohmann::ordered_json> result =
+      arguments.Flag("in-process") ? RunInProcess(request, *journal, console)
+                                   : RunSupervised(request, pipeline, *journal, console);
   console.Clear();
   if (!result.ok()) {
     if (ExitCodeOf(result.status()) == kExitRefused && journal->state().empty()) {

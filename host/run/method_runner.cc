@@ -1,20 +1,21 @@
 #include "host/run/method_runner.h"
 
 #include <chrono>
-#include <filesystem>
 #include <memory>
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/base/status.h"
-#include "core/io/files.h"
-#include "core/io/safetensors_writer.h"
+#include "host/run/crash_bundle.h"
 #include "host/worker/invoke.h"
 
 namespace quantmill {
 namespace {
 
+constexpr char kDeviceLostPayload[] = "quantmill/device-lost";
+constexpr char kGroupFunction[] = "quantize-linear.run_group";
 constexpr uint64_t kScratchSlack = 64 << 10;  // for the small arrays a result is described with
 
 std::string ShapeText(const SlotTask& task) {
@@ -49,26 +50,18 @@ class StatsView {
  public:
   explicit StatsView(const SlotTask& task) : stats_{} {
     stats_.struct_size = sizeof(stats_);
-    bool from_original = false;
-    for (const SlotPlan::Stat& stat : task.plan->stats) {
-      const StatRequest request = AsCollected(stat.request, task.stats_from_original);
-      const Tensor* tensor = task.stats == nullptr ? nullptr : task.stats->Find(request);
-      if (tensor == nullptr) continue;
-      from_original = request.from_original;
-      names_.push_back(std::make_unique<std::string>(StatId(request.kind)));
-      items_.push_back({names_.back()->c_str(), tensor->View()});
+    named_ = StatisticsOf(task, &stats_.row_count);
+    for (const NamedTensor& named : named_) {
+      items_.push_back({named.name.c_str(), named.tensor.View()});
       items_.back().tensor.flags |= QM_TENSOR_READONLY;
     }
     stats_.items = items_.data();
     stats_.count = items_.size();
-    stats_.row_count =
-        task.stats == nullptr ? 0 : task.stats->RowCount(task.slot->input_group, from_original);
   }
   const qm_stats* get() const { return &stats_; }
-  const std::vector<qm_named_tensor>& items() const { return items_; }
 
  private:
-  std::vector<std::unique_ptr<std::string>> names_;
+  std::vector<NamedTensor> named_;
   std::vector<qm_named_tensor> items_;
   qm_stats stats_;
 };
@@ -83,7 +76,7 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Marks the last words for as long as it lives.
+// Marks the last words for as long as it lives, or for good.
 class CallMark {
  public:
   CallMark(LastWords* words, const nlohmann::json& text) : words_(words) {
@@ -94,10 +87,19 @@ class CallMark {
   }
   CallMark(const CallMark&) = delete;
   CallMark& operator=(const CallMark&) = delete;
+  void Keep() { words_ = nullptr; }
 
  private:
   LastWords* words_;
 };
+
+// A failed call may have taken the device with it: every later use of it would fail, so that this
+// process ends and the call must still be known then.
+absl::Status AfterFailure(const absl::Status& failure, Backend& backend, CallMark& mark) {
+  if (!backend.device().is_cuda() || backend.Synchronize().ok()) return failure;
+  mark.Keep();
+  return DeviceLost(failure);
+}
 
 absl::StatusOr<SlotPlan::Stat> ReadStat(const qm_stat_request& request, int input_group) {
   if (request.stat_id == nullptr) return absl::InvalidArgumentError("a statistic without a name");
@@ -115,6 +117,32 @@ absl::StatusOr<SlotPlan::Stat> ReadStat(const qm_stat_request& request, int inpu
 }
 
 }  // namespace
+
+absl::Status DeviceLost(const absl::Status& cause) {
+  absl::Status status =
+      absl::UnavailableError(absl::StrCat("the device is lost: ", cause.message()));
+  status.SetPayload(kDeviceLostPayload, absl::Cord("1"));
+  return status;
+}
+
+bool IsDeviceLost(const absl::Status& status) {
+  return !status.ok() && status.GetPayload(kDeviceLostPayload).has_value();
+}
+
+std::vector<NamedTensor> StatisticsOf(const SlotTask& task, int64_t* row_count) {
+  std::vector<NamedTensor> statistics;
+  bool from_original = false;
+  for (const SlotPlan::Stat& stat : task.plan->stats) {
+    const StatRequest request = AsCollected(stat.request, task.stats_from_original);
+    const Tensor* tensor = task.stats == nullptr ? nullptr : task.stats->Find(request);
+    if (tensor == nullptr) continue;
+    from_original = request.from_original;
+    statistics.push_back({std::string(StatId(request.kind)), *tensor});
+  }
+  *row_count =
+      task.stats == nullptr ? 0 : task.stats->RowCount(task.slot->input_group, from_original);
+  return statistics;
+}
 
 CallSettings MethodRunner::Settings(const LoadedMethod& method, const std::string& stage,
                                     const std::string& function, const std::string& slot,
@@ -141,19 +169,14 @@ CallSettings MethodRunner::Settings(const LoadedMethod& method, const std::strin
 nlohmann::json MethodRunner::Words(const LoadedMethod& method, const RunContext& context,
                                    const std::string& function,
                                    absl::Span<const SlotTask> tasks) const {
+  nlohmann::json words = DescribeCall(method, context.stage, function, tasks[0], backend_.device());
   nlohmann::json slots = nlohmann::json::array();
   for (const SlotTask& task : tasks) slots.push_back(task.slot->name);
-  return {{"plugin", method.method->id},
-          {"version", method.method->version},
-          {"path", method.path},
-          {"function", function},
-          {"stage", context.stage},
-          {"key", context.key},
-          {"slot", tasks[0].slot->name},
-          {"shape", ShapeText(tasks[0])},
-          {"slots", slots},
-          {"seed", tasks[0].seed},
-          {"options", *tasks[0].options}};
+  words["slots"] = std::move(slots);
+  words["shape"] = ShapeText(tasks[0]);
+  words["key"] = context.key;
+  if (context.bundle) words["bundle"] = context.BundleOf(tasks[0].slot->name);
+  return words;
 }
 
 absl::StatusOr<SlotPlan> MethodRunner::Plan(const LoadedMethod& method, const std::string& stage,
@@ -167,11 +190,12 @@ absl::StatusOr<SlotPlan> MethodRunner::Plan(const LoadedMethod& method, const st
   SlotTask task;
   task.slot = &slot;
   task.options = &options;
+  task.weight_dtype = weight_dtype;
+  task.scale_dtype = scale_dtype;
   RunContext context;
   context.stage = stage;
-  const CallMark mark(words_, Words(method, context, "quantize-linear.plan", {&task, 1}));
-  CallSettings settings =
-      Settings(method, stage, "quantize-linear.plan", slot.name, options, /*seed=*/0);
+  const CallMark mark(words_, Words(method, context, kPlanFunction, {&task, 1}));
+  CallSettings settings = Settings(method, stage, kPlanFunction, slot.name, options, /*seed=*/0);
   const std::string what = settings.what;
   PluginCall call(backend_, std::move(settings));
   const InfoView info(slot, weight_dtype, scale_dtype);
@@ -221,15 +245,14 @@ SlotOutcome MethodRunner::RunOne(const LoadedMethod& method, const RunContext& c
                                  const SlotTask& task) {
   const auto* table = method.Ext<qm_quantize_linear>(QM_EXT_QUANTIZE_LINEAR);
   SlotOutcome outcome;
-  const nlohmann::json words = Words(method, context, "quantize-linear.run", {&task, 1});
+  const nlohmann::json words = Words(method, context, kRunFunction, {&task, 1});
   if (context.bundle) {
-    outcome.status = WriteCrashBundle(absl::StrCat(context.crash_dir, "/", task.slot->name),
-                                      backend_, words, task);
+    outcome.status = SaveCall(method, context, task);
     if (!outcome.status.ok()) return outcome;
   }
   const auto start = std::chrono::steady_clock::now();
-  CallSettings settings = Settings(method, context.stage, "quantize-linear.run", task.slot->name,
-                                   *task.options, task.seed);
+  CallSettings settings =
+      Settings(method, context.stage, kRunFunction, task.slot->name, *task.options, task.seed);
   const std::string what = settings.what;
   if (task.plan->scratch_bytes > 0) {
     settings.scratch_limit = task.plan->scratch_bytes + kScratchSlack;
@@ -239,18 +262,27 @@ SlotOutcome MethodRunner::RunOne(const LoadedMethod& method, const RunContext& c
   const StatsView stats(task);
   const qm_tensor weight = ReadOnlyView(task.weight);
   qm_packed packed = {};
-  {
-    const CallMark mark(words_, words);
-    outcome.status = Invoke(call, table->run, info.get(), &weight, stats.get(), &packed);
-  }
+  CallMark mark(words_, words);
+  outcome.status = Invoke(call, table->run, info.get(), &weight, stats.get(), &packed);
   outcome.scratch_peak = call.scratch_peak_bytes();
   outcome.seconds = SecondsSince(start);
-  if (!outcome.status.ok()) return outcome;
+  if (!outcome.status.ok()) {
+    outcome.status = AfterFailure(outcome.status, backend_, mark);
+    return outcome;
+  }
+  // Still under the mark: what the plugin says of its result may point anywhere.
   absl::StatusOr<PackedWeight> result = call.TakePacked(packed);
   if (result.ok()) result = ToHost(*std::move(result), task, what);
   outcome.status = result.status();
   if (result.ok()) outcome.packed = *std::move(result);
   return outcome;
+}
+
+absl::Status MethodRunner::SaveCall(const LoadedMethod& method, const RunContext& context,
+                                    const SlotTask& task) {
+  return WriteCrashBundle(
+      context.BundleOf(task.slot->name), backend_,
+      DescribeCall(method, context.stage, kRunFunction, task, backend_.device()), task);
 }
 
 std::vector<SlotOutcome> MethodRunner::RunGroup(const LoadedMethod& method,
@@ -261,8 +293,8 @@ std::vector<SlotOutcome> MethodRunner::RunGroup(const LoadedMethod& method,
   const std::string names = absl::StrJoin(tasks, " + ", [](std::string* out, const SlotTask& task) {
     absl::StrAppend(out, task.slot->name);
   });
-  CallSettings settings = Settings(method, context.stage, "quantize-linear.run_group", names,
-                                   *tasks[0].options, tasks[0].seed);
+  CallSettings settings =
+      Settings(method, context.stage, kGroupFunction, names, *tasks[0].options, tasks[0].seed);
   const std::string what = settings.what;
   uint64_t limit = tasks[0].plan->scratch_bytes_shared + kScratchSlack;
   bool limited = true;
@@ -287,12 +319,10 @@ std::vector<SlotOutcome> MethodRunner::RunGroup(const LoadedMethod& method,
     weights.push_back(ReadOnlyView(task.weight));
   }
   std::vector<qm_packed> packed(tasks.size());
-  absl::Status status;
-  {
-    const CallMark mark(words_, Words(method, context, "quantize-linear.run_group", tasks));
-    status = Invoke(call, table->run_group, tasks.size(), info_pointers.data(), weights.data(),
-                    stats_pointers.data(), packed.data());
-  }
+  CallMark mark(words_, Words(method, context, kGroupFunction, tasks));
+  absl::Status status = Invoke(call, table->run_group, tasks.size(), info_pointers.data(),
+                               weights.data(), stats_pointers.data(), packed.data());
+  if (!status.ok()) status = AfterFailure(status, backend_, mark);
   std::vector<SlotOutcome> outcomes(tasks.size());
   for (size_t i = 0; i < tasks.size(); ++i) {
     SlotOutcome& outcome = outcomes[i];
@@ -315,65 +345,17 @@ std::vector<SlotOutcome> MethodRunner::Run(const LoadedMethod& method, const Run
     std::vector<SlotOutcome> outcomes = RunGroup(method, context, tasks);
     bool failed = false;
     for (const SlotOutcome& outcome : outcomes) failed = failed || !outcome.status.ok();
-    if (!failed) return outcomes;
+    if (!failed || IsDeviceLost(outcomes[0].status)) return outcomes;
     // One bad linear fails a whole group call; alone, the others get their result.
   }
   std::vector<SlotOutcome> outcomes;
-  for (const SlotTask& task : tasks) outcomes.push_back(RunOne(method, context, task));
-  return outcomes;
-}
-
-absl::Status WriteCrashBundle(const std::string& directory, Backend& backend,
-                              const nlohmann::json& words, const SlotTask& task) {
-  std::error_code error;
-  std::filesystem::create_directories(directory, error);
-  if (error) return SystemError("create", directory, error.value());
-  auto write = [&](const std::string& file, const std::vector<NamedTensor>& tensors) {
-    std::vector<TensorDeclaration> declarations;
-    for (const NamedTensor& t : tensors) {
-      declarations.push_back({t.name, t.tensor.dtype(), t.tensor.shape()});
-    }
-    absl::StatusOr<std::unique_ptr<SafetensorsWriter>> writer =
-        SafetensorsWriter::Create(absl::StrCat(directory, "/", file), declarations);
-    if (!writer.ok()) return writer.status();
-    for (const NamedTensor& t : tensors) {
-      QM_ASSIGN_OR_RETURN(Tensor host, Tensor::Host(t.tensor.dtype(), t.tensor.shape()));
-      QM_RETURN_IF_ERROR(backend.Copy(t.tensor, &host));
-      QM_RETURN_IF_ERROR((*writer)->Write(t.name, host));
-    }
-    return (*writer)->Finish();
-  };
-  QM_RETURN_IF_ERROR(write("weight.safetensors", {{"weight", task.weight}}));
-  std::vector<NamedTensor> stats;
-  int64_t rows = 0;
-  for (const SlotPlan::Stat& stat : task.plan->stats) {
-    const StatRequest request = AsCollected(stat.request, task.stats_from_original);
-    const Tensor* tensor = task.stats == nullptr ? nullptr : task.stats->Find(request);
-    if (tensor != nullptr) stats.push_back({std::string(StatId(request.kind)), *tensor});
-    if (task.stats != nullptr) {
-      rows = task.stats->RowCount(task.slot->input_group, request.from_original);
-    }
+  for (const SlotTask& task : tasks) {
+    outcomes.push_back(RunOne(method, context, task));
+    if (!IsDeviceLost(outcomes.back().status)) continue;
+    outcomes.resize(tasks.size(), outcomes.back());
+    break;
   }
-  if (!stats.empty()) QM_RETURN_IF_ERROR(write("statistics.safetensors", stats));
-  nlohmann::ordered_json call = {{"plugin", words.at("plugin")},
-                                 {"version", words.at("version")},
-                                 {"path", words.at("path")},
-                                 {"function", words.at("function")},
-                                 {"stage", words.at("stage")},
-                                 {"slot", task.slot->name},
-                                 {"role", task.slot->role},
-                                 {"out_features", task.slot->out_features},
-                                 {"in_features", task.slot->in_features},
-                                 {"input_group", task.slot->input_group},
-                                 {"weight_dtype", std::string(DTypeName(task.weight_dtype))},
-                                 {"scale_dtype", std::string(DTypeName(task.scale_dtype))},
-                                 {"row_count", rows},
-                                 {"device", DeviceName(backend.device())},
-                                 {"scratch_bytes", task.plan->scratch_bytes},
-                                 {"format_id", task.plan->format_id},
-                                 {"seed", task.seed},
-                                 {"options", *task.options}};
-  return WriteFile(directory + "/call.json", call.dump(1) + "\n");
+  return outcomes;
 }
 
 }  // namespace quantmill

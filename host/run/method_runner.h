@@ -62,7 +62,16 @@ struct RunContext {
   bool bundle = false;      // write the inputs of every call to `crash_dir` before making it
   bool one_by_one = false;  // no group calls: a crash must name its slot
   std::string crash_dir;    // work_dir/crash/KEY
+  // Where the inputs of the call for one slot go.
+  std::string BundleOf(const std::string& slot) const { return crash_dir + "/" + slot; }
 };
+
+// The device itself has failed (a sticky CUDA error): nothing in this process can be trusted.
+absl::Status DeviceLost(const absl::Status& cause);
+bool IsDeviceLost(const absl::Status& status);
+
+// The statistics that run() is given for a task, by StatId, and the rows they were measured on.
+std::vector<NamedTensor> StatisticsOf(const SlotTask& task, int64_t* row_count);
 
 class MethodRunner {
  public:
@@ -77,10 +86,15 @@ class MethodRunner {
                                 DType weight_dtype, DType scale_dtype);
 
   // Quantizes tasks of one input group with equal options, in one call where the method can.
-  // Returns one outcome per task. A status of the device itself (not of a slot) is returned as
-  // such.
+  // Returns one outcome per task. After a call that left the device unusable the outcomes say so
+  // (IsDeviceLost), no further call is made, and the last words go on naming that call.
   std::vector<SlotOutcome> Run(const LoadedMethod& method, const RunContext& context,
                                absl::Span<const SlotTask> tasks);
+
+  // Writes the inputs of run() for one task to context.BundleOf(slot), to be called again from
+  // there (host/run/crash_bundle.h).
+  absl::Status SaveCall(const LoadedMethod& method, const RunContext& context,
+                        const SlotTask& task);
 
  private:
   CallSettings Settings(const LoadedMethod& method, const std::string& stage,
@@ -101,11 +115,6 @@ class MethodRunner {
     sink_({{"type", "log"}, {"severity", severity}, {"text", text}});
   }};
 };
-
-// Writes weight.safetensors, statistics.safetensors and call.json into `directory`: what is needed
-// to make the same call again.
-absl::Status WriteCrashBundle(const std::string& directory, Backend& backend,
-                              const nlohmann::json& words, const SlotTask& task);
 
 }  // namespace quantmill
 

@@ -2,12 +2,13 @@
 
 #include <atomic>
 #include <cmath>
+#include <filesystem>
 #include <utility>
 
-#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/formats/distortion.h"
+#include "core/io/files.h"
 #include "core/threads/thread_pool.h"
 #include "host/run/fingerprint.h"
 #include "host/run/unit_source.h"
@@ -15,8 +16,9 @@
 namespace quantmill {
 namespace {
 
-constexpr char kDeviceLostPayload[] = "quantmill/device-lost";
 constexpr int kAttempts = 2;  // the first, and once more in a fresh worker
+// A method may refuse every layer, and a bundle is as large as the layer's Hessian.
+constexpr int kMostFailureBundles = 8;
 
 absl::Status CheckFinite(const Tensor& weight, const std::string& name, ThreadPool& threads) {
   const float* values = weight.as<const float>();
@@ -37,6 +39,12 @@ absl::Status CheckFinite(const Tensor& weight, const std::string& name, ThreadPo
       "quantizing it would write garbage", "fetch the checkpoint again, or leave the layer out"));
 }
 
+// "; repeat the call with: ..." if the folder holds the call's inputs.
+std::string ReplayHint(const std::string& bundle) {
+  if (!FileExists(bundle + "/call.json")) return "";
+  return absl::StrCat("; repeat the call with: quantmill replay ", bundle);
+}
+
 absl::StatusOr<Tensor> HostCopy(const Tensor& tensor, Backend& backend) {
   if (tensor.device().is_cpu()) return tensor;
   QM_ASSIGN_OR_RETURN(Tensor host, Tensor::Host(tensor.dtype(), tensor.shape()));
@@ -45,17 +53,6 @@ absl::StatusOr<Tensor> HostCopy(const Tensor& tensor, Backend& backend) {
 }
 
 }  // namespace
-
-absl::Status DeviceLost(const absl::Status& cause) {
-  absl::Status status =
-      absl::UnavailableError(absl::StrCat("the device is lost: ", cause.message()));
-  status.SetPayload(kDeviceLostPayload, absl::Cord("1"));
-  return status;
-}
-
-bool IsDeviceLost(const absl::Status& status) {
-  return !status.ok() && status.GetPayload(kDeviceLostPayload).has_value();
-}
 
 const LinearSlot& SlotWorker::SlotOf(const GroupWork& work, size_t index) const {
   return in_.plan->slots[static_cast<size_t>(work.stage->stage->slots[work.slots[index]])];
@@ -202,7 +199,8 @@ absl::StatusOr<SlotResult> SlotWorker::Accept(const GroupWork& work, size_t inde
 }
 
 absl::StatusOr<SlotResult> SlotWorker::HandleFailure(const GroupWork& work, size_t index,
-                                                     const absl::Status& failure) {
+                                                     const absl::Status& failure,
+                                                     const std::string& bundle) {
   if (in_.backend->device().is_cuda()) {
     if (const absl::Status status = in_.backend->Synchronize(); !status.ok()) {
       return DeviceLost(failure);
@@ -210,9 +208,12 @@ absl::StatusOr<SlotResult> SlotWorker::HandleFailure(const GroupWork& work, size
   }
   const PlannedStage& stage = *work.stage->stage;
   const LinearSlot& slot = SlotOf(work, index);
-  if (stage.on_error.action == OnError::Action::kStop) return failure;
+  const std::string text = absl::StrCat(failure.message(), ReplayHint(bundle));
+  if (stage.on_error.action == OnError::Action::kStop) {
+    return absl::Status(failure.code(), text);
+  }
   if (stage.on_error.action == OnError::Action::kKeepDense) {
-    Warn(absl::StrCat(failure.message(), "; ", slot.name, " stays dense (on_error: keep-dense)"));
+    Warn(absl::StrCat(text, "; ", slot.name, " stays dense (on_error: keep-dense)"));
     SlotResult result;
     result.record.slot = slot.name;
     result.record.error = std::string(failure.message());
@@ -221,15 +222,57 @@ absl::StatusOr<SlotResult> SlotWorker::HandleFailure(const GroupWork& work, size
     return result;
   }
   const BoundMethod& method = *work.stage->fallback;
-  Warn(absl::StrCat(failure.message(), "; ", slot.name, " goes to ", method.loaded.method->id,
+  Warn(absl::StrCat(text, "; ", slot.name, " goes to ", method.loaded.method->id,
                     " (on_error: use)"));
   QM_ASSIGN_OR_RETURN(const SlotTask task, MakeTask(work, index, method, stage.fallback_options));
-  std::vector<SlotOutcome> outcomes = in_.runner->Run(method.loaded, ContextFor(work), {&task, 1});
+  // No second try for this one: its inputs are written beforehand where a crash is to be expected.
+  RunContext context = ContextFor(work);
+  context.crash_dir += "/fallback";
+  std::string how;
+  context.bundle = Crashes(context.key, slot.name, &how) > 0;
+  std::vector<SlotOutcome> outcomes = in_.runner->Run(method.loaded, context, {&task, 1});
   QM_RETURN_IF_ERROR(outcomes[0].status);
+  std::error_code error;
+  if (context.bundle) std::filesystem::remove_all(context.crash_dir, error);
   QM_ASSIGN_OR_RETURN(SlotResult result, Accept(work, index, method, stage.fallback_options, task,
                                                 std::move(outcomes[0])));
   result.record.error = std::string(failure.message());
   return result;
+}
+
+std::vector<SlotOutcome> SlotWorker::Call(const GroupWork& work, const RunContext& context,
+                                          absl::Span<const SlotTask> tasks) {
+  const LoadedMethod& method = work.stage->method.loaded;
+  if (!context.one_by_one || tasks.empty()) return in_.runner->Run(method, context, tasks);
+  std::vector<SlotOutcome> outcomes;
+  for (const SlotTask& task : tasks) {
+    RunContext one = context;
+    std::string how;
+    one.bundle = Crashes(context.key, task.slot->name, &how) > 0;
+    outcomes.push_back(std::move(in_.runner->Run(method, one, {&task, 1})[0]));
+    if (!IsDeviceLost(outcomes.back().status)) continue;
+    outcomes.resize(tasks.size(), outcomes.back());
+    break;
+  }
+  return outcomes;
+}
+
+absl::StatusOr<SlotResult> SlotWorker::Finish(const GroupWork& work, const RunContext& context,
+                                              size_t index, const ResolvedOptions& options,
+                                              const SlotTask& task, SlotOutcome outcome) {
+  absl::Status failure = outcome.status;
+  if (failure.ok()) {
+    absl::StatusOr<SlotResult> result =
+        Accept(work, index, work.stage->method, options, task, std::move(outcome));
+    if (result.ok()) return result;
+    failure = result.status();
+  }
+  if (IsDeviceLost(failure)) return failure;
+  // The bundle is a help for the plugin's author; the failure matters more than its own.
+  if (failure_bundles_++ < kMostFailureBundles) {
+    in_.runner->SaveCall(work.stage->method.loaded, context, task).IgnoreError();
+  }
+  return HandleFailure(work, index, failure, context.BundleOf(task.slot->name));
 }
 
 absl::StatusOr<std::vector<SlotResult>> SlotWorker::Run(const GroupWork& work) {
@@ -240,52 +283,23 @@ absl::StatusOr<std::vector<SlotResult>> SlotWorker::Run(const GroupWork& work) {
     std::vector<size_t> members;
     const ResolvedOptions& options = work.stage->OptionsOf(work.slots[part[0]]);
     for (size_t index : part) {
+      const std::string& slot = SlotOf(work, index).name;
       std::string how;
-      if (Crashes(context.key, SlotOf(work, index).name, &how) >= kAttempts) {
-        QM_ASSIGN_OR_RETURN(
-            results[index],
-            HandleFailure(work, index,
-                          absl::AbortedError(absl::StrCat(how, ", twice; not tried again"))));
+      if (Crashes(context.key, slot, &how) >= kAttempts) {
+        const absl::Status failure =
+            absl::AbortedError(absl::StrCat(how, ", twice; not tried again"));
+        QM_ASSIGN_OR_RETURN(results[index],
+                            HandleFailure(work, index, failure, context.BundleOf(slot)));
         continue;
       }
       QM_ASSIGN_OR_RETURN(SlotTask task, MakeTask(work, index, work.stage->method, options));
       tasks.push_back(std::move(task));
       members.push_back(index);
     }
-    std::vector<SlotOutcome> outcomes;
-    if (context.one_by_one) {
-      for (size_t i = 0; i < tasks.size(); ++i) {
-        RunContext one = context;
-        std::string how;
-        one.bundle = Crashes(context.key, tasks[i].slot->name, &how) > 0;
-        outcomes.push_back(
-            std::move(in_.runner->Run(work.stage->method.loaded, one, {&tasks[i], 1})[0]));
-      }
-    } else if (!tasks.empty()) {
-      outcomes = in_.runner->Run(work.stage->method.loaded, context, tasks);
-    }
+    std::vector<SlotOutcome> outcomes = Call(work, context, tasks);
     for (size_t i = 0; i < tasks.size(); ++i) {
-      absl::StatusOr<SlotResult> result = SlotResult();
-      if (!outcomes[i].status.ok()) {
-        result = outcomes[i].status;
-      } else {
-        result =
-            Accept(work, members[i], work.stage->method, options, tasks[i], std::move(outcomes[i]));
-      }
-      if (!result.ok()) {
-        const absl::Status failure = result.status();
-        const std::string directory = absl::StrCat(context.crash_dir, "/", tasks[i].slot->name);
-        const nlohmann::json words = {{"plugin", work.stage->method.loaded.method->id},
-                                      {"version", work.stage->method.loaded.method->version},
-                                      {"path", work.stage->method.loaded.path},
-                                      {"function", "quantize-linear.run"},
-                                      {"stage", context.stage}};
-        // The bundle is a help for the plugin's author; the failure matters more than its own.
-        WriteCrashBundle(directory, *in_.backend, words, tasks[i]).IgnoreError();
-        result = HandleFailure(work, members[i], failure);
-      }
-      QM_RETURN_IF_ERROR(result.status());
-      results[members[i]] = *std::move(result);
+      QM_ASSIGN_OR_RETURN(results[members[i]], Finish(work, context, members[i], options, tasks[i],
+                                                      std::move(outcomes[i])));
     }
   }
   return results;

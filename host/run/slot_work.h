@@ -21,10 +21,6 @@
 
 namespace quantmill {
 
-// The device itself has failed (a sticky CUDA error): nothing in this process can be trusted.
-absl::Status DeviceLost(const absl::Status& cause);
-bool IsDeviceLost(const absl::Status& status);
-
 struct SlotWorkInputs {
   const PipelinePlan* plan = nullptr;
   const StageSet* stages = nullptr;
@@ -66,11 +62,19 @@ class SlotWorker {
   // How often the call for this slot took a worker down, and the last report of it.
   int Crashes(const std::string& attempt, const std::string& slot, std::string* how) const;
   RunContext ContextFor(const GroupWork& work) const;
+  // One outcome per task, however they are called.
+  std::vector<SlotOutcome> Call(const GroupWork& work, const RunContext& context,
+                                absl::Span<const SlotTask> tasks);
+  // The slot's result, or what on_error makes of its failure.
+  absl::StatusOr<SlotResult> Finish(const GroupWork& work, const RunContext& context, size_t index,
+                                    const ResolvedOptions& options, const SlotTask& task,
+                                    SlotOutcome outcome);
   absl::StatusOr<SlotResult> Accept(const GroupWork& work, size_t index, const BoundMethod& method,
                                     const ResolvedOptions& options, const SlotTask& task,
                                     SlotOutcome outcome);
+  // bundle: the folder with the call's inputs, if there is one.
   absl::StatusOr<SlotResult> HandleFailure(const GroupWork& work, size_t index,
-                                           const absl::Status& failure);
+                                           const absl::Status& failure, const std::string& bundle);
   absl::Status MeasureErrors(const GroupWork& work, const SlotTask& task,
                              const PackedWeight& packed, SlotRecord* record);
   absl::StatusOr<double> OutputError(const GroupWork& work, const SlotTask& task,
@@ -79,6 +83,7 @@ class SlotWorker {
   void Warn(const std::string& text) const;
 
   SlotWorkInputs in_;
+  int failure_bundles_ = 0;
 };
 
 }  // namespace quantmill

@@ -73,10 +73,23 @@ void LastWords::End() {
   Beat();
 }
 
-void LastWords::Clear() { record_->running.store(0, std::memory_order_release); }
+void LastWords::Clear() {
+  record_->size.store(0, std::memory_order_relaxed);
+  record_->running.store(0, std::memory_order_release);
+}
 
 std::optional<nlohmann::json> LastWords::Running() const {
   if (record_->running.load(std::memory_order_acquire) == 0) return std::nullopt;
+  return Read();
+}
+
+std::optional<nlohmann::json> LastWords::Ended() const {
+  if (record_->running.load(std::memory_order_acquire) != 0) return std::nullopt;
+  if (record_->size.load(std::memory_order_relaxed) == 0) return std::nullopt;
+  return Read();
+}
+
+std::optional<nlohmann::json> LastWords::Read() const {
   const size_t size =
       std::min<size_t>(record_->size.load(std::memory_order_relaxed), sizeof(record_->text));
   const auto words = nlohmann::json::parse(record_->text, record_->text + size, nullptr, false);

@@ -35,12 +35,15 @@ class LastWords {
   void Clear();
   // The running call; nullopt between calls.
   std::optional<nlohmann::json> Running() const;
+  // The last call that ended; nullopt before, and while one is running.
+  std::optional<nlohmann::json> Ended() const;
   // Changes whenever a call begins, ends, beats or enters or leaves a service.
   uint64_t Pulse() const;
   bool InService() const;
 
  private:
   struct Record;
+  std::optional<nlohmann::json> Read() const;
   explicit LastWords(Record* record) : record_(record) {}
   Record* record_;
 };

@@ -243,7 +243,10 @@ absl::StatusOr<WorkerEnd> RunWorker(const WorkerOptions& options, const EventSin
   KillGroup(child);
   Reap(child, &end);
   signal(SIGPIPE, old_pipe_handler);
-  if (words != nullptr) end.running_call = words->Running();
+  if (words != nullptr) {
+    end.running_call = words->Running();
+    end.ended_call = words->Ended();
+  }
   if (end.exit_code == 127 && end.signal == 0) {
     return absl::InternalError(absl::StrCat("cannot execute ", program, " as a worker"));
   }

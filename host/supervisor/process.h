@@ -40,6 +40,7 @@ struct WorkerEnd {
   bool interrupted = false;
   int64_t peak_rss_bytes = 0;
   std::optional<nlohmann::json> running_call;  // last words
+  std::optional<nlohmann::json> ended_call;    // between calls: the last one
   // "died (SIGSEGV)", "hung for 300 s", "exited with code 1"
   std::string How(double hang_seconds) const;
   bool lost() const { return signal != 0 || hung || exit_code == kExitDeviceLost; }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <optional>
 #include <utility>
 
@@ -9,6 +10,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/base/status.h"
+#include "core/io/files.h"
+#include "core/io/sha256.h"
 #include "host/cli/command.h"
 
 namespace quantmill {
@@ -44,11 +47,9 @@ std::string SlotList(const nlohmann::json& call) {
   return slots.empty() ? Text(call, "slot") : absl::StrJoin(slots, ",");
 }
 
-// "plugin gptq 0.1.0 died (SIGSEGV) in quantize-linear.run on NAME [384x1024 f32], stage main"
-std::string Describe(const nlohmann::json& call, const std::string& how) {
-  return absl::StrCat("plugin ", Text(call, "plugin"), " ", Text(call, "version"), " ", how, " in ",
-                      Text(call, "function"), " on ", SlotList(call), " ", Text(call, "shape"),
-                      ", stage ", Text(call, "stage"));
+std::string ReplayHint(const std::string& bundle) {
+  if (bundle.empty()) return "";
+  return absl::StrCat("; repeat the call with: quantmill replay ", bundle);
 }
 
 nlohmann::json Warning(const std::string& text) {
@@ -67,12 +68,11 @@ class Supervisor {
       peak_rss_ = std::max(peak_rss_, end.peak_rss_bytes);
       QM_RETURN_IF_ERROR(journal_sink_.status());
       if (end.interrupted) return Interrupted();
-      if (last_ && Text(*last_, "type") == "result") {
-        return SuperviseResult{nlohmann::ordered_json::parse(Text(*last_, "value"), nullptr,
-                                                             /*allow_exceptions=*/false),
-                               peak_rss_};
+      if (last_) {
+        SuperviseResult result{nullptr, peak_rss_};
+        QM_RETURN_IF_ERROR(ReadAnswer(*last_, &result.value));
+        return result;
       }
-      if (last_) return StatusOf(*last_);
       QM_RETURN_IF_ERROR(HandleLoss(end));
     }
   }
@@ -110,23 +110,48 @@ class Supervisor {
   // OK: start another worker.
   absl::Status HandleLoss(const WorkerEnd& end) {
     const std::string how = end.How(options_.hang_seconds);
-    if (!end.running_call) return HandleHostLoss(how);
+    if (!end.running_call) return HandleHostLoss(how, end.ended_call);
     const nlohmann::json& call = *end.running_call;
-    const std::string text = Describe(call, how);
+    const std::string text = DescribeLoss(call, how);
     const std::string key = Text(call, "key");
-    if (journal_ == nullptr || key.empty()) return absl::InternalError(text);
+    if (journal_ == nullptr || key.empty()) {
+      return absl::InternalError(absl::StrCat(text, ReplayHint(SavePlanCall(call))));
+    }
     QM_RETURN_IF_ERROR(journal_->Crash({key, SlotList(call), text}));
     int count = 0;
     for (const CrashRecord& crash : journal_->state().crashes) {
       count += crash.key == key && crash.Covers(Text(call, "slot"));
     }
-    if (count > kAttempts) return absl::InternalError(text);
-    sink_(Warning(absl::StrCat(text, count < kAttempts ? "; retrying once" : "; not tried again")));
+    const std::string hint = ReplayHint(Text(call, "bundle"));
+    if (count > kAttempts) return absl::InternalError(absl::StrCat(text, hint));
+    sink_(Warning(
+        absl::StrCat(text, count < kAttempts ? "; retrying once" : "; not tried again", hint)));
     return absl::OkStatus();
   }
 
-  absl::Status HandleHostLoss(const std::string& how) {
-    const std::string text = absl::StrCat("the worker ", how, " outside of any plugin call");
+  // plan() sees no tensors: its last words are all of its inputs. The folder, or "" if there is
+  // none.
+  std::string SavePlanCall(nlohmann::json call) const {
+    if (options_.crash_dir.empty() || !call.contains("options")) return "";
+    const std::string directory =
+        absl::StrCat(options_.crash_dir, "/plan/", Text(call, "stage"), "/", Text(call, "slot"));
+    std::error_code error;
+    std::filesystem::create_directories(directory, error);
+    const absl::StatusOr<std::string> digest = Sha256OfFile(Text(call, "path"));
+    if (error || !digest.ok()) return "";
+    call["plugin_sha256"] = *digest;
+    const bool written = WriteFile(directory + "/call.json", call.dump(1) + "\n").ok();
+    return written ? directory : "";
+  }
+
+  absl::Status HandleHostLoss(const std::string& how,
+                              const std::optional<nlohmann::json>& ended_call) {
+    std::string text = absl::StrCat("the worker ", how, " outside of any plugin call");
+    if (ended_call) {
+      absl::StrAppend(&text, " (the last one was ", Text(*ended_call, "function"), " of ",
+                      Text(*ended_call, "plugin"), " on ", SlotList(*ended_call),
+                      "; a plugin that writes to memory it no longer owns does this)");
+    }
     const char* remedy =
         "if the machine ran out of memory, use fewer calibration samples; everything finished is "
         "kept for --resume";
@@ -147,6 +172,12 @@ class Supervisor {
 };
 
 }  // namespace
+
+std::string DescribeLoss(const nlohmann::json& call, const std::string& how) {
+  return absl::StrCat("plugin ", Text(call, "plugin"), " ", Text(call, "version"), " ", how, " in ",
+                      Text(call, "function"), " on ", SlotList(call), " ", Text(call, "shape"),
+                      ", stage ", Text(call, "stage"));
+}
 
 void JournalSink::Handle(const nlohmann::json& event) {
   const std::string type = Text(event, "type");
@@ -177,6 +208,12 @@ nlohmann::json ErrorEvent(const absl::Status& status) {
           {"code", static_cast<int>(status.code())},
           {"message", std::string(status.message())},
           {"exit", ExitCodeOf(status)}};
+}
+
+absl::Status ReadAnswer(const nlohmann::json& event, nlohmann::ordered_json* value) {
+  if (Text(event, "type") != "result") return StatusOf(event);
+  *value = nlohmann::ordered_json::parse(Text(event, "value"), nullptr, /*allow_exceptions=*/false);
+  return absl::OkStatus();
 }
 
 double HangSeconds() {

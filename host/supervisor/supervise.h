@@ -35,6 +35,8 @@ struct SuperviseOptions {
   std::string last_words;     // file, made if it is not there
   std::string program;        // empty: this binary
   double hang_seconds = 300;  // without a heartbeat from a plugin call
+  // Where the call of a plan() that took the worker down is kept; empty = nowhere.
+  std::string crash_dir;
 };
 
 struct SuperviseResult {
@@ -47,9 +49,15 @@ struct SuperviseResult {
 absl::StatusOr<SuperviseResult> Supervise(const SuperviseOptions& options, Journal* journal,
                                           const EventSink& sink);
 
+// "plugin gptq 0.1.0 died (SIGSEGV) in quantize-linear.run on NAME [384x1024 f32], stage main" from
+// a call's last words; how: WorkerEnd::How().
+std::string DescribeLoss(const nlohmann::json& call, const std::string& how);
+
 // ---- the worker's last two events ----
 nlohmann::json ResultEvent(const nlohmann::ordered_json& value);
 nlohmann::json ErrorEvent(const absl::Status& status);
+// The inverse of both: OK and the value, or the error with its exit code.
+absl::Status ReadAnswer(const nlohmann::json& event, nlohmann::ordered_json* value);
 
 // QM_HANG_SECONDS from the environment, or 300.
 double HangSeconds();
