@@ -5,8 +5,9 @@
 # Builds the module qm_NAME, libqm_NAME.so in <build>/lib/quantmill/plugins, from the object library
 # qm_NAME_objects (which unit tests link directly). CUDA_SOURCES are compiled, and QM_HAVE_CUDA is
 # defined, only in a CUDA build. A plugin shows one symbol, has no undefined ones, is never unloaded,
-# carries its own CUDA runtime and may not link the host's libraries. Adds a test of the exported
-# symbols and, where the quantmill program is at hand, the manifest libqm_NAME.qm.json.
+# carries its own CUDA runtime and may not link the host's libraries. Adds tests of the exported
+# and the undefined symbols and, where the quantmill program is at hand, the manifest
+# libqm_NAME.qm.json.
 function(quantmill_add_plugin name)
   cmake_parse_arguments(ARG "" "" "SOURCES;CUDA_SOURCES;CUDA_ARCHITECTURES" ${ARGN})
   if(NOT ARG_SOURCES)
@@ -65,6 +66,13 @@ function(quantmill_add_plugin name)
              COMMAND ${CMAKE_COMMAND} -DNM=${CMAKE_NM} -DFILE=$<TARGET_FILE:${plugin}>
                      -P ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/quantmill_check_exports.cmake)
     set_tests_properties(qm_${name}.exports PROPERTIES LABELS fast)
+    # QM_PLUGIN_LIBRARIES: shared libraries ("libz.so") that plugins of this project may need.
+    add_test(NAME qm_${name}.symbols
+             COMMAND ${CMAKE_COMMAND} -DNM=${CMAKE_NM} -DREADELF=${CMAKE_READELF}
+                     -DFILE=$<TARGET_FILE:${plugin}> -DOBJECTS=$<JOIN:$<TARGET_OBJECTS:${objects}>,|>
+                     "-DLIBRARIES=$<JOIN:${QM_PLUGIN_LIBRARIES},|>"
+                     -P ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/quantmill_lint_plugin.cmake)
+    set_tests_properties(qm_${name}.symbols PROPERTIES LABELS fast)
   endif()
 
   # At the end of the directory, when every target_link_libraries has been said; the manifest at the
