@@ -7,7 +7,8 @@
 # defined, only in a CUDA build. A plugin shows one symbol, has no undefined ones, is never unloaded,
 # carries its own CUDA runtime and may not link the host's libraries. Adds tests of the exported
 # and the undefined symbols and, where the quantmill program is at hand, the manifest
-# libqm_NAME.qm.json.
+# libqm_NAME.qm.json. A project in
+# C needs no C++ compiler; any generator and any compiler of the GCC command line will do.
 function(quantmill_add_plugin name)
   cmake_parse_arguments(ARG "" "" "SOURCES;CUDA_SOURCES;CUDA_ARCHITECTURES" ${ARGN})
   if(NOT ARG_SOURCES)
@@ -23,9 +24,20 @@ function(quantmill_add_plugin name)
     list(APPEND sources ${ARG_CUDA_SOURCES})
   endif()
 
+  get_property(languages GLOBAL PROPERTY ENABLED_LANGUAGES)
+  set(linker_language C)  # a project in C needs no C++ compiler
+  if("CXX" IN_LIST languages)
+    set(linker_language CXX)
+  endif()
+
   add_library(${objects} OBJECT ${sources})
   target_link_libraries(${objects} PUBLIC quantmill_sdk)
-  target_compile_features(${objects} PUBLIC cxx_std_20)
+  if("CXX" IN_LIST languages)
+    target_compile_features(${objects} PUBLIC cxx_std_20)
+  endif()
+  if("C" IN_LIST languages)
+    target_compile_features(${objects} PUBLIC c_std_11)
+  endif()
   # The same bytes whatever the compiler fuses; and loops with float comparisons vectorise once the
   # compiler need not preserve floating-point exceptions (values do not change).
   target_compile_options(${objects} PRIVATE
@@ -41,9 +53,12 @@ function(quantmill_add_plugin name)
   add_library(${plugin} MODULE $<TARGET_OBJECTS:${objects}>)
   set(map ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/quantmill_plugin.map)
   target_link_options(${plugin} PRIVATE -Wl,-z,defs -Wl,-z,nodelete -Wl,--version-script=${map})
+  target_link_libraries(${plugin} PRIVATE m)
   set_target_properties(${plugin} PROPERTIES
-    LINKER_LANGUAGE CXX LINK_DEPENDS ${map} PREFIX lib BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH ""
-    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib/quantmill/plugins)
+    LINKER_LANGUAGE ${linker_language} LINK_DEPENDS ${map} PREFIX lib
+    BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH ""
+    # The same folder under generators of several configurations.
+    LIBRARY_OUTPUT_DIRECTORY $<1:${CMAKE_BINARY_DIR}/lib/quantmill/plugins>)
   if(QM_SANITIZE)  # the sanitizer's own symbols are resolved by the program that loads the plugin
     target_link_options(${plugin} PRIVATE -Wl,-z,undefs)
   endif()
@@ -63,7 +78,8 @@ function(quantmill_add_plugin name)
   install(TARGETS ${plugin} LIBRARY DESTINATION lib/quantmill/plugins)
   if(NOT QM_SANITIZE)  # instrumented code exports bookkeeping symbols
     add_test(NAME qm_${name}.exports
-             COMMAND ${CMAKE_COMMAND} -DNM=${CMAKE_NM} -DFILE=$<TARGET_FILE:${plugin}>
+             COMMAND ${CMAKE_COMMAND} -DNM=${CMAKE_NM} -DREADELF=${CMAKE_READELF}
+                     -DFILE=$<TARGET_FILE:${plugin}>
                      -P ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/quantmill_check_exports.cmake)
     set_tests_properties(qm_${name}.exports PROPERTIES LABELS fast)
     # QM_PLUGIN_LIBRARIES: shared libraries ("libz.so") that plugins of this project may need.
@@ -87,6 +103,7 @@ endfunction()
 function(quantmill_add_plugin_test name)
   cmake_parse_arguments(ARG "" "" "SOURCES;CUDA_SOURCES" ${ARGN})
   if(NOT QM_BUILD_TESTS OR NOT TARGET GTest::gtest_main)
+    message(STATUS "qm_${name}_test is left out: QM_BUILD_TESTS is off or GoogleTest is missing")
     return()
   endif()
   include(GoogleTest)

@@ -1,5 +1,5 @@
 # find_package(quantmill_sdk): targets quantmill_sdk and quantmill_sdk_testing, the functions of
-# quantmill_add_plugin.cmake, and CUDA if QM_CUDA is not OFF and nvcc is found.
+# quantmill_add_plugin.cmake, and CUDA if the project uses C++, QM_CUDA is not OFF and nvcc is found.
 get_filename_component(quantmill_sdk_prefix_ "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)
 
 option(QM_BUILD_TESTS "Build the plugin's tests" ON)
@@ -8,7 +8,8 @@ if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
   set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
 endif()
 set(QM_HAVE_CUDA FALSE)
-if(NOT QM_CUDA STREQUAL "OFF")
+get_property(quantmill_sdk_languages_ GLOBAL PROPERTY ENABLED_LANGUAGES)
+if("CXX" IN_LIST quantmill_sdk_languages_ AND NOT QM_CUDA STREQUAL "OFF")
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES 80-real 89-real 90a-real)
   endif()
@@ -26,7 +27,9 @@ if(NOT QM_CUDA STREQUAL "OFF")
 endif()
 if(QM_BUILD_TESTS)
   enable_testing()
-  find_package(GTest QUIET)
+  if("CXX" IN_LIST quantmill_sdk_languages_)
+    find_package(GTest QUIET)
+  endif()
 endif()
 find_package(Threads REQUIRED)
 find_program(QUANTMILL_EXECUTABLE quantmill HINTS ${quantmill_sdk_prefix_}/bin)

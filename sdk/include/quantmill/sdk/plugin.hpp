@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -66,6 +67,17 @@ inline const qm_tensor* FindStat(const qm_stats* stats, const char* id) {
   return nullptr;
 }
 
+// Fills a plan that asks for no statistics.
+inline void FillPlan(qm_quant_plan* out, const char* format_id, uint64_t scratch_bytes,
+                     double flops = 0) {
+  out->stats = nullptr;
+  out->stat_count = 0;
+  out->scratch_bytes = scratch_bytes;
+  out->scratch_bytes_shared = 0;
+  out->format_id = format_id;
+  out->flops = flops;
+}
+
 // ---- threads -----------------------------------------------------------------------------------
 // Workers that ParallelFor may use; `worker` in a body is below this.
 inline int32_t WorkerCount(qm_call* call) {
@@ -97,6 +109,7 @@ qm_status ParallelFor(qm_call* call, int64_t n, int64_t grain, Body&& body) {
 }
 
 // ---- capability tables -------------------------------------------------------------------------
+// For the other capabilities: tables.hpp.
 // qm.quantize-linear/1 from a class with static functions
 //   qm_status Plan(qm_call*, const qm_linear_info&, qm_quant_plan*);
 //   qm_status Run(qm_call*, const qm_linear_info&, const qm_tensor&, const qm_stats*, qm_packed*);
@@ -131,6 +144,33 @@ struct QuantizeLinearTable {
   }
 };
 
+// A plugin of one method that quantizes linears: the class of QuantizeLinearTable with the
+// constants kId, kVersion, kSummary (text) and kOptions (array of qm_option). Promises
+// QM_METHOD_DETERMINISTIC.
+template <class Method>
+struct QuantizeLinearPlugin {
+  static constexpr qm_quantize_linear kTable = QuantizeLinearTable<Method>::Make();
+  static const void* Ext(const qm_method*, const char* id) noexcept {
+    return std::string_view(id) == QM_EXT_QUANTIZE_LINEAR ? &kTable : nullptr;
+  }
+  static constexpr qm_method kMethod = {sizeof(qm_method),       Method::kId,
+                                        Method::kVersion,        Method::kSummary,
+                                        Method::kOptions,        std::size(Method::kOptions),
+                                        QM_METHOD_DETERMINISTIC, &Ext};
+  static constexpr const qm_method* kMethods[] = {&kMethod};
+  // `license` is an SPDX identifier.
+  static constexpr qm_plugin Make(const char* vendor, const char* license) {
+    return {sizeof(qm_plugin), QM_ABI_MAJOR,      QM_ABI_MINOR, 0, 1, kMethods, vendor,
+            license,           "C++ " __VERSION__};
+  }
+};
+
 }  // namespace qm
+
+// Makes `Method`, a class as QuantizeLinearPlugin wants it, the plugin of this file.
+#define QM_QUANTIZE_LINEAR_PLUGIN(Method, vendor, license)     \
+  static constexpr qm_plugin qm_plugin_data_ =                 \
+      qm::QuantizeLinearPlugin<Method>::Make(vendor, license); \
+  QM_PLUGIN_ENTRY(qm_plugin_data_)
 
 #endif  // QUANTMILL_SDK_PLUGIN_HPP_

@@ -25,6 +25,16 @@
 
 namespace qm::testing {
 
+// Whether a FakeCall on {QM_CUDA, 0} can be made here.
+inline bool HaveGpu() {
+#if defined(QM_HAVE_CUDA)
+  int devices = 0;
+  return cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0;
+#else
+  return false;
+#endif
+}
+
 class FakeCall {
  public:
   static constexpr int64_t kNever = -1;
