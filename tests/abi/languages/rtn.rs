@@ -1,7 +1,7 @@
 // Rounds to nearest, 8 bits per output row, in Rust without crates: the ABI as a foreign-function
 // interface would see it. The structs below are those of quantmill/plugin.h and quantize_linear.h;
 // fields this plugin does not use keep their place and their size.
-#![allow(non_camel_case_types)]
+#![allow(non_camel_case_types, dead_code)]
 
 use std::ffi::{c_void, CStr};
 use std::os::raw::c_char;
