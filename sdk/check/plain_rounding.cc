@@ -71,6 +71,10 @@ std::vector<PlainRule> PlainRulesWithin(double bits_per_weight, int64_t in_featu
       break;
     }
   }
+  // Room for zero points in the same groups is room that plain rounding would use.
+  if (rules.size() == 2 && rules[0].bits == rules[1].bits && rules[0].group == rules[1].group) {
+    rules.pop_back();
+  }
   return rules;
 }
 

@@ -22,9 +22,9 @@ struct PlainRule {
   std::string ToString() const;  // "4 bits, group 128, asymmetric"
 };
 
-// The two plain roundings, one with zero points and one without, that store no more than
-// `bits_per_weight`: the widest codes that fit, in the smallest groups that fit then. Fewer where
-// nothing fits.
+// The plain roundings, one with zero points and one without, that store no more than
+// `bits_per_weight`: the widest codes that fit, in the smallest groups that fit then. The one
+// without is left out where it would use the same groups; both where nothing fits.
 std::vector<PlainRule> PlainRulesWithin(double bits_per_weight, int64_t in_features);
 
 // F32 [out, in] host `weight` rounded and back. Asymmetric: the range is that of the group and 0.
