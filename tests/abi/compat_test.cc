@@ -45,7 +45,8 @@ class CompatTest : public RunFixture {
     EXPECT_EQ(CheckSlots(Path(name + ".out")), slots);
   }
 
-  // Compares every packed slot with round(w / step) + 128, step = max |w| / 127; their number.
+  // Compares every packed slot with round(w / step), step = max |w| / 127; their number. Codes are
+  // bytes with 128 added, or int8.
   size_t CheckSlots(const std::string& directory) {
     const auto packed = SafetensorsFile::Open(directory + "/model.safetensors");
     EXPECT_TRUE(packed.ok()) << packed.status();
@@ -70,7 +71,8 @@ class CompatTest : public RunFixture {
     ASSERT_EQ(weight.dtype(), DType::kBF16) << slot;
     const int64_t n = weight.shape()[0], k = weight.shape()[1];
     ASSERT_EQ(codes.shape()[0], n) << slot;
-    ASSERT_EQ(codes.shape()[1], k / 4) << slot;
+    const bool own = codes.dtype() == DType::kI8;
+    ASSERT_EQ(codes.shape()[1], own ? k : k / 4) << slot;
     const auto* bits = static_cast<const uint16_t*>(weight.data());
     const auto* bytes = static_cast<const uint8_t*>(codes.data());
     const auto* steps = static_cast<const float*>(scale.data());
@@ -85,10 +87,31 @@ class CompatTest : public RunFixture {
       for (int64_t j = 0; j < k; ++j) top = std::max(top, std::fabs(value(j)));
       ASSERT_EQ(steps[i], top / 127.0f) << slot << " row " << i;
       for (int64_t j = 0; j < k; ++j) {
-        ASSERT_EQ(bytes[i * k + j], std::lrint(value(j) / steps[i]) + 128)
-            << slot << " row " << i << " column " << j;
+        const int code = own ? static_cast<int8_t>(bytes[i * k + j]) : bytes[i * k + j] - 128;
+        ASSERT_EQ(code, std::lrint(value(j) / steps[i])) << slot << " row " << i << " column " << j;
       }
     }
+  }
+
+  // The sample's own format: what is stored, and that its kernel computes what the built-in one
+  // does with the same codes.
+  void CheckOwnFormat(const std::string& name, const std::string& plugin) {
+    double perplexity[2] = {};
+    for (const bool own : {false, true}) {
+      const std::string run = name + (own ? "rows" : "affine");
+      QuantizeAndCheck(run,
+                       "  - {name: main, use: org.example.sample, options: {format: " +
+                           std::string(own ? "rows" : "affine") + "}}\n",
+                       {plugin}, 28);
+      const ProgramResult result =
+          Program({"eval", Path(run + ".out"), "--plugin", plugin, "--text", Path("calib.txt"),
+                   "--context", "64", "--device", "cpu", "--json", "-"});
+      ASSERT_EQ(result.exit_code, 0) << result.err;
+      perplexity[own] = nlohmann::json::parse(result.out)["perplexity"];
+    }
+    EXPECT_GT(perplexity[0], 1);
+    // The same products in another order of summation.
+    EXPECT_NEAR(perplexity[1] / perplexity[0], 1, 1e-4);
   }
 
   // `quantmill plugins` where nothing is installed: only what is named is found.
@@ -117,6 +140,10 @@ TEST_F(CompatTest, TodaysSample) {
   QuantizeAndCheck("p", kSampleStage, {AbiPlugin("today/libqm_sample")}, 28);
 }
 
+TEST_F(CompatTest, TodaysSampleWithAFormatAndKernelOfItsOwn) {
+  CheckOwnFormat("p", AbiPlugin("today/libqm_sample"));
+}
+
 TEST_F(CompatTest, EveryCapsule) {
   int capsules = 0;
   for (const auto& entry : fs::directory_iterator(SourcePath("tests/abi/released"))) {
@@ -124,6 +151,7 @@ TEST_F(CompatTest, EveryCapsule) {
     SCOPED_TRACE(version);
     QuantizeAndCheck("p" + version, kSampleStage,
                      {AbiPlugin("released/" + version + "/libqm_sample")}, 28);
+    CheckOwnFormat(version, AbiPlugin("released/" + version + "/libqm_sample"));
     ++capsules;
   }
   EXPECT_GE(capsules, 1);

@@ -58,8 +58,8 @@ static const struct newer_method {
 #else
                       sizeof(struct newer_method),
 #endif
-                      "org.example.sample", "1.0.0", "rounds rows", kOptions, 5,
-                      QM_METHOD_DETERMINISTIC, ext_minor},
+                      "org.example.sample", "1.0.0", "rounds rows", kOptions,
+                      sizeof kOptions / sizeof *kOptions, QM_METHOD_DETERMINISTIC, ext_minor},
                   {(void*)1, (void*)1, (void*)1, (void*)1}};
 static const qm_method* const kMinorMethods[] = {&kMinorMethod.now};
 static const struct newer_plugin {
