@@ -11,7 +11,7 @@
 #include "gtest/gtest.h"
 #include "tests/core/model/compare.h"
 #include "tests/core/model/random_model.h"
-#include "tests/core/model/slow_reference.h"
+#include "tests/core/model/slow_statistics.h"
 
 namespace quantmill {
 namespace {
@@ -19,12 +19,15 @@ namespace {
 using ::nlohmann::ordered_json;
 using testing::ExpectNear;
 using testing::FloatTolerance;
+using testing::Gram;
 using ::testing::HasSubstr;
 using testing::MakeRandomModel;
 using testing::Matrix;
 using testing::MaxAbs;
 using testing::MemorySource;
+using testing::SlowInputs;
 using testing::SmallConfig;
+using testing::Subtract;
 
 constexpr int64_t kWindows = 5;
 constexpr int64_t kLength = 12;
@@ -41,23 +44,6 @@ StatRequest FromOriginal(StatRequest request) {
 }
 
 // ---- naive f64 statistics of the slow reference's inputs --------------------------------------
-
-Matrix Gram(const Matrix& a, const Matrix& b) {
-  Matrix gram(b[0].size(), std::vector<double>(b[0].size(), 0.0));
-  for (size_t row = 0; row < b.size(); ++row) {
-    for (size_t i = 0; i < b[row].size(); ++i) {
-      for (size_t j = 0; j < b[row].size(); ++j) gram[i][j] += a[row][i] * b[row][j];
-    }
-  }
-  return gram;
-}
-
-Matrix Subtract(Matrix a, const Matrix& b) {
-  for (size_t i = 0; i < a.size(); ++i) {
-    for (size_t j = 0; j < a[i].size(); ++j) a[i][j] -= b[i][j];
-  }
-  return a;
-}
 
 Matrix AbsoluteMean(const Matrix& x) {
   std::vector<double> mean(x[0].size(), 0.0);
@@ -83,21 +69,6 @@ Matrix Strided(const Matrix& x, size_t max_rows) {
   Matrix rows;
   for (size_t i = 0; i < x.size() && rows.size() < max_rows; i += stride) rows.push_back(x[i]);
   return rows;
-}
-
-// Inputs of every linear over all windows, from the slow reference.
-std::map<std::string, Matrix> SlowInputs(const ordered_json& config, const MemorySource& source,
-                                         const Tensor& windows) {
-  std::map<std::string, Matrix> inputs;
-  for (int64_t w = 0; w < windows.dim(0); ++w) {
-    const int32_t* ids = windows.as<int32_t>() + w * windows.dim(1);
-    const testing::SlowResult result = testing::RunSlowReference(
-        config, source.Matrices(), std::vector<int32_t>(ids, ids + windows.dim(1)));
-    for (const auto& [name, rows] : result.inputs) {
-      inputs[name].insert(inputs[name].end(), rows.begin(), rows.end());
-    }
-  }
-  return inputs;
 }
 
 Tensor AsMatrix(const Tensor& tensor) {
