@@ -35,7 +35,8 @@ Verdict Failed(std::string rule, std::string text) {
 const std::vector<Case>& AllCases() {
   static const auto* const all = [] {
     auto* cases = new std::vector<Case>;
-    for (auto group : {LoadCases, AbiCases, OptionsCases, MemoryCases}) {
+    for (auto group : {LoadCases, AbiCases, OptionsCases, MemoryCases, QuantizeCases, KernelCases,
+                       ReparamCases, FormatCases}) {
       std::vector<Case> some = group();
       cases->insert(cases->end(), std::make_move_iterator(some.begin()),
                     std::make_move_iterator(some.end()));

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "nlohmann/json.hpp"
 
 namespace quantmill::check {
 
@@ -134,16 +133,19 @@ std::string DescribeFault(const void* address, std::string* rule) {
   return "";
 }
 
-void WriteVerdictLine(int descriptor, const char* state, const std::string& rule,
-                      const std::string& text) {
-  const nlohmann::json verdict = {{"state", state}, {"rule", rule}, {"text", text}};
+void WriteEventLine(int descriptor, const nlohmann::json& event) {
   const std::string line =
-      verdict.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+      event.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
   for (size_t written = 0; written < line.size();) {
     const ssize_t n = write(descriptor, line.data() + written, line.size() - written);
     if (n <= 0) return;
     written += static_cast<size_t>(n);
   }
+}
+
+void WriteVerdictLine(int descriptor, const char* state, const std::string& rule,
+                      const std::string& text) {
+  WriteEventLine(descriptor, {{"state", state}, {"rule", rule}, {"text", text}});
 }
 
 namespace {

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string>
 
+#include "nlohmann/json.hpp"
+
 namespace quantmill::check {
 
 enum class FenceUse { kInput, kOutput, kScratch, kResult, kHostStruct };
@@ -49,7 +51,8 @@ class Fence {
 // when the address is in no block's reach.
 std::string DescribeFault(const void* address, std::string* rule);
 
-// Writes a verdict as one line of JSON to a descriptor, with the system call alone.
+// Writes one line of JSON to a descriptor, with the system call alone.
+void WriteEventLine(int descriptor, const nlohmann::json& event);
 void WriteVerdictLine(int descriptor, const char* state, const std::string& rule,
                       const std::string& text);
 
