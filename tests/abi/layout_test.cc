@@ -108,7 +108,7 @@ TEST(HeaderScan, FindsWhatTheLayoutLacks) {
               IsEmpty());
 }
 
-// A change to the golden text, and what the gate says to it.
+// A change to the text of the oldest release, which itself never changes, and what the gate says.
 struct Mutation {
   const char* name;
   const char* from;
@@ -116,8 +116,10 @@ struct Mutation {
   const char* reason;  // part of the first break; "" = accepted
 };
 
+std::string Oldest() { return Read(Releases().front() / "layout"); }
+
 std::string Mutated(const Mutation& mutation) {
-  std::string text = Golden();
+  std::string text = Oldest();
   const size_t at = text.find(mutation.from);
   EXPECT_NE(at, std::string::npos) << mutation.from;
   return text.replace(at, std::string(mutation.from).size(), mutation.to);
@@ -128,7 +130,7 @@ class MutationTest : public ::testing::TestWithParam<Mutation> {};
 TEST_P(MutationTest, IsJudged) {
   const Layout next = ParseLayout(Mutated(GetParam()));
   ASSERT_THAT(next.faults, IsEmpty());
-  const std::vector<std::string> breaks = Breaks(ParseLayout(Golden()), next);
+  const std::vector<std::string> breaks = Breaks(ParseLayout(Oldest()), next);
   if (std::string(GetParam().reason).empty()) {
     EXPECT_THAT(breaks, IsEmpty());
   } else {
@@ -150,7 +152,7 @@ constexpr char kStats[] = "  qm_stats.row_count offset 24 size 8 type int64_t\n"
 INSTANTIATE_TEST_SUITE_P(
     Accepted, MutationTest,
     ::testing::Values(Mutation{"same", "", "", ""},
-                      Mutation{"minor", "QM_ABI_MINOR 0", "QM_ABI_MINOR 1", ""},
+                      Mutation{"minor", "QM_ABI_MINOR ", "QM_ABI_MINOR 9", ""},
                       Mutation{"append", kStats,
                                "  qm_stats.row_count offset 24 size 8 type int64_t\n"
                                "  qm_stats.more offset 32 size 8 type int64_t\n",

@@ -73,7 +73,7 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(HostileCase{"no_symbol", "it has no qm_plugin_entry_v1"},
                       HostileCase{"null_descriptor", "returned NULL"},
                       HostileCase{"wrong_major", "built for ABI major 2; this host has 1"},
-                      HostileCase{"newer_minor", "it needs ABI 1.7"},
+                      HostileCase{"newer_minor", "use a newer quantmill"},
                       HostileCase{"short_struct", "struct_size is 24, less than"},
                       HostileCase{"null_vendor", "vendor is NULL"},
                       HostileCase{"many_methods", "method_count is 2147483647"},
