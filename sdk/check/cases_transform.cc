@@ -1,0 +1,432 @@
+// Cases of qm.block-transform/1: the edits a method proposes for a small block, applied here as
+// block_transform.h says.
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "sdk/check/case.h"
+#include "sdk/check/checked_call.h"
+#include "sdk/check/quantize_call.h"
+#include "sdk/check/synthetic_block.h"
+
+namespace quantmill::check {
+namespace {
+
+constexpr char kEdits[] = "QM-C-007";
+constexpr char kDeterministic[] = "QM-P-011";
+constexpr uint64_t kMostEdits = 4096;
+
+// ---- tensors of the plugin ----
+
+// A host copy of what a view shows. Only dense F32 views are read.
+absl::StatusOr<Tensor> ToHost(Backend& backend, const qm_tensor& view) {
+  if (view.dtype != QM_F32 || view.rank < 0 || view.rank > QM_MAX_RANK || view.data == nullptr) {
+    return absl::InvalidArgumentError("its value is not an F32 tensor");
+  }
+  const Shape shape(absl::MakeConstSpan(view.shape, static_cast<size_t>(view.rank)));
+  int64_t step = 1;
+  for (int axis = view.rank - 1; axis >= 0; --axis) {
+    if (view.shape[axis] < 1 || (view.shape[axis] > 1 && view.stride[axis] != step)) {
+      return absl::InvalidArgumentError("its value is not dense, or empty");
+    }
+    step *= view.shape[axis];
+  }
+  const Tensor source(nullptr, view.data, DType::kF32, shape,
+                      Device{view.device.kind, view.device.index}, /*read_only=*/true);
+  absl::StatusOr<Tensor> host = Tensor::Host(DType::kF32, shape);
+  if (!host.ok()) return host.status();
+  if (source.device().is_cpu()) {
+    std::memcpy(host->data(), source.data(), static_cast<size_t>(source.bytes()));
+    return host;
+  }
+  if (absl::Status status = backend.Copy(source, &*host); !status.ok()) return status;
+  return host;
+}
+
+// ---- qm.host.block/1 over the synthetic block ----
+
+// The call as the plugin sees it: that of a CheckedCall, with one service more.
+struct BlockCall : qm_call {
+  const SyntheticBlock* block = nullptr;
+  Backend* backend = nullptr;
+  const void* (*other_ext)(qm_call*, const char*)QM_NOEXCEPT = nullptr;
+};
+
+BlockCall& Self(qm_call* call) { return *static_cast<BlockCall*>(call); }
+
+qm_status Override(qm_call* call, const qm_override* overrides, uint64_t count,
+                   BlockTensors* tensors) {
+  *tensors = Self(call).block->tensors();
+  for (uint64_t i = 0; i < count; ++i) {
+    const std::string name = overrides[i].tensor == nullptr ? "" : overrides[i].tensor;
+    const auto found = tensors->find(name);
+    const absl::StatusOr<Tensor> value = ToHost(*Self(call).backend, overrides[i].value);
+    if (found == tensors->end() || !value.ok() || !(value->shape() == found->second.shape())) {
+      return call->fail(call, QM_INVALID_ARGUMENT,
+                        absl::StrCat("override of '", name,
+                                     "': the block has no such tensor, or of another shape")
+                            .c_str());
+    }
+    found->second = *value;
+  }
+  return QM_OK;
+}
+
+int64_t SampleCount(qm_call*) QM_NOEXCEPT { return SyntheticBlock::kWindows; }
+
+qm_status BlockForward(qm_call* call, int64_t sample, const qm_override* overrides, uint64_t count,
+                       qm_tensor* out) QM_NOEXCEPT {
+  BlockTensors tensors;
+  if (sample < 0 || sample >= SyntheticBlock::kWindows) {
+    return call->fail(call, QM_INVALID_ARGUMENT, "there is no such sample");
+  }
+  if (const qm_status status = Override(call, overrides, count, &tensors)) return status;
+  const std::vector<double> whole = Self(call).block->Run(tensors, sample).at("");
+  const std::vector<float> values(whole.begin(), whole.end());
+  const Shape shape = {SyntheticBlock::kRows, SyntheticBlock::kHidden};
+  void* memory = call->scratch(call, call->device, values.size() * sizeof(float));
+  if (memory == nullptr) return call->fail(call, QM_RESOURCE_EXHAUSTED, "no scratch");
+  Tensor target(nullptr, memory, DType::kF32, shape, Device{call->device.kind, call->device.index});
+  if (!Self(call).backend->Copy(Tensor::FromF32(shape, values), &target).ok()) return QM_INTERNAL;
+  *out = target.View();
+  return QM_OK;
+}
+
+qm_status BlockLoss(qm_call* call, const char* submodule, int64_t first, int64_t count,
+                    const qm_override* overrides, uint64_t override_count,
+                    double* out) QM_NOEXCEPT {
+  BlockTensors tensors;
+  if (submodule == nullptr || first < 0 || count < 1 || first + count > SyntheticBlock::kWindows) {
+    return call->fail(call, QM_INVALID_ARGUMENT, "there are no such windows");
+  }
+  if (const qm_status status = Override(call, overrides, override_count, &tensors)) return status;
+  *out = Self(call).block->Loss(tensors, submodule, first, count);
+  if (!std::isnan(*out)) return QM_OK;
+  return call->fail(call, QM_INVALID_ARGUMENT, "the block has no such part");
+}
+
+constexpr qm_host_block kBlockService = {sizeof(qm_host_block), &SampleCount, &BlockForward,
+                                         &BlockLoss, nullptr};
+
+const void* HostExt(qm_call* call, const char* id) QM_NOEXCEPT {
+  if (id != nullptr && std::strcmp(id, QM_HOST_BLOCK) == 0) return &kBlockService;
+  return Self(call).other_ext(call, id);
+}
+
+// ---- the calls ----
+
+const qm_block_transform* Table(const Subject& subject) {
+  return subject.Ext<qm_block_transform>(QM_EXT_BLOCK_TRANSFORM);
+}
+
+// The block as the plugin is told of it. Arrays live here, structs in the call.
+class BlockInput {
+ public:
+  BlockInput(CheckedCall& call, const SyntheticBlock& block, bool with_weights) {
+    for (const SyntheticBlock::Linear& linear : block.linears()) {
+      qm_linear_info info = LinearInfo(linear.out, linear.in);
+      info.name = linear.name.c_str();
+      info.role = linear.role.c_str();
+      info.input_group = linear.input_group;
+      infos_.push_back(call.Struct("a qm_linear_info", info));
+      const PlainRule& rule = block.NextRounding();
+      roundings_.push_back({rule.bits, rule.symmetric ? 1 : 0, rule.group});
+      if (with_weights) {
+        weights_.push_back(call.Input(linear.weight(), block.tensors().at(linear.weight())));
+      }
+    }
+    for (const SyntheticBlock::Site& site : block.sites()) AddSite(site);
+    qm_block_info info = {};
+    info.struct_size = sizeof info;
+    info.name = block.name().c_str();
+    info.linears = infos_.data();
+    info.weights = with_weights ? weights_.data() : nullptr;
+    info.next_roundings = roundings_.data();
+    info.linear_count = infos_.size();
+    info.sites = sites_.data();
+    info.site_count = sites_.size();
+    given_ = call.Struct("the qm_block_info", info);
+  }
+  const qm_block_info* get() const { return given_; }
+
+ private:
+  void AddSite(const SyntheticBlock::Site& site) {
+    auto consumers = std::make_unique<std::vector<qm_site_consumer>>();
+    for (const SyntheticBlock::Consumer& consumer : site.consumers) {
+      consumers->push_back({consumer.name.c_str(),
+                            consumer.channel_map.empty() ? nullptr : consumer.channel_map.data(),
+                            consumer.in, 0});
+    }
+    constexpr int kBlockShift = 32;  // flags >> 32: width of what may be mixed
+    const uint64_t flags =
+        site.rotation_block == 0
+            ? 0
+            : QM_SITE_ROTATABLE | (static_cast<uint64_t>(site.rotation_block) << kBlockShift);
+    sites_.push_back({site.producer.c_str(), site.producer.c_str(), consumers->data(),
+                      consumers->size(), site.channels, flags});
+    consumers_.push_back(std::move(consumers));
+  }
+
+  std::vector<const qm_linear_info*> infos_;
+  std::vector<qm_next_rounding> roundings_;
+  std::vector<qm_tensor> weights_;
+  std::vector<std::unique_ptr<std::vector<qm_site_consumer>>> consumers_;
+  std::vector<qm_scale_site> sites_;
+  const qm_block_info* given_ = nullptr;
+};
+
+struct Edit {
+  qm_edit_kind kind = 0;
+  std::string target;
+  Tensor value;     // on the host; empty with `why`
+  std::string why;  // what is wrong with the value as such
+
+  bool preserves() const { return kind == QM_EDIT_SCALE || kind == QM_EDIT_ROTATE; }
+  std::string Name() const {
+    constexpr const char* kNames[] = {"edit of kind 0", "SCALE", "ROTATE", "CLIP", "REPLACE"};
+    const bool known = kind >= QM_EDIT_SCALE && kind <= QM_EDIT_REPLACE;
+    return absl::StrCat(known ? kNames[kind] : absl::StrCat("edit of kind ", kind), " of '", target,
+                        "'");
+  }
+};
+
+CallSetup Setup(const Subject& subject) {
+  CallSetup setup;
+  setup.options = DefaultOptions(*subject.method);
+  setup.seed = subject.seed;
+  return setup;
+}
+
+BlockCall WithBlock(CheckedCall& call, const SyntheticBlock& block, Backend& backend) {
+  BlockCall out;
+  static_cast<qm_call&>(out) = *call.get();
+  out.block = &block;
+  out.backend = &backend;
+  out.other_ext = out.host_ext;
+  out.host_ext = &HostExt;
+  return out;
+}
+
+// As Invoke(), with the call that has the block's service.
+template <typename... P>
+qm_status InvokeOn(BlockCall& call, qm_status (*function)(qm_call*, P...),
+                   std::type_identity_t<P>... arguments) {
+  try {
+    return function(&call, arguments...);
+  } catch (...) {
+    return kThrewException;
+  }
+}
+
+// The statistics wanted; skipped when plan() refuses.
+std::optional<Verdict> Plan(Subject& subject, const SyntheticBlock& block, PlanAnswer* out) {
+  CheckedCall call(subject, Setup(subject));
+  BlockCall raw = WithBlock(call, block, *subject.backend);
+  const BlockInput input(call, block, /*with_weights=*/false);
+  qm_quant_plan empty = {};
+  empty.struct_size = sizeof empty;
+  qm_quant_plan* plan = call.Struct("the qm_quant_plan", empty);
+  const qm_status code = InvokeOn(raw, Table(subject)->plan, input.get(), plan);
+  if (auto verdict = call.Finish(code)) return verdict;
+  if (code != QM_OK) return Skipped("refused by plan: " + call.Outcome());
+  for (uint64_t i = 0; i < plan->stat_count; ++i) {
+    const qm_stat_request& request = plan->stats[i];
+    out->stats.push_back({request.stat_id, request.max_rows, request.dtype, request.flags});
+  }
+  return std::nullopt;
+}
+
+std::optional<Verdict> Propose(Subject& subject, const SyntheticBlock& block,
+                               std::vector<Edit>* out) {
+  const auto* table = Table(subject);
+  if (!QM_HAS(table, plan) || !QM_HAS(table, run)) {
+    return Failed(kEdits, "qm.block-transform/1 needs plan and run");
+  }
+  PlanAnswer plan;
+  if (auto verdict = Plan(subject, block, &plan)) return verdict;
+  CheckedCall call(subject, Setup(subject));
+  BlockCall raw = WithBlock(call, block, *subject.backend);
+  const BlockInput input(call, block, /*with_weights=*/true);
+  std::vector<std::unique_ptr<StatInputs>> stats;
+  std::vector<const qm_stats*> per_linear;
+  for (const SyntheticBlock::Linear& linear : block.linears()) {
+    stats.push_back(std::make_unique<StatInputs>(call, subject, block.LayerOf(linear), plan));
+    per_linear.push_back(stats.back()->get());
+  }
+  const qm_edit* edits = nullptr;
+  uint64_t count = 0;
+  const qm_status code = InvokeOn(raw, table->run, input.get(), per_linear.data(), &edits, &count);
+  if (auto verdict = call.Finish(code)) return verdict;
+  if (code != QM_OK) return Failed("QM-P-012", "plan accepted, run refused: " + call.Outcome());
+  if (count > kMostEdits || (count > 0 && edits == nullptr)) {
+    return Failed(kEdits,
+                  absl::StrCat("run lists ", count, " edits", edits == nullptr ? " at NULL" : ""));
+  }
+  for (uint64_t i = 0; i < count; ++i) {
+    Edit edit;
+    edit.kind = edits[i].kind;
+    edit.target = edits[i].target == nullptr ? "" : edits[i].target;
+    absl::StatusOr<Tensor> value = ToHost(*subject.backend, edits[i].value);
+    if (value.ok()) edit.value = *std::move(value);
+    edit.why = std::string(value.status().message());
+    out->push_back(std::move(edit));
+  }
+  return std::nullopt;
+}
+
+// Applies one edit; the verdict says why it cannot be.
+std::optional<Verdict> Apply(const SyntheticBlock& block, const Edit& edit, BlockTensors* tensors) {
+  if (!edit.why.empty()) return Failed(kEdits, absl::StrCat(edit.Name(), ": ", edit.why));
+  qm_edit raw = {};
+  raw.kind = edit.kind;
+  raw.target = edit.target.c_str();
+  const absl::Status status = block.Apply(raw, edit.value, tensors);
+  if (status.ok()) return std::nullopt;
+  return Failed(kEdits, absl::StrCat(edit.Name(), ": ", std::string(status.message())));
+}
+
+// ---- cases ----
+
+Verdict EditsAreValid(Subject& subject) {
+  const SyntheticBlock block(subject.seed);
+  std::vector<Edit> edits;
+  if (auto verdict = Propose(subject, block, &edits)) return *verdict;
+  BlockTensors tensors = block.tensors();
+  for (const Edit& edit : edits) {
+    if (auto verdict = Apply(block, edit, &tensors)) return *verdict;
+  }
+  return Passed(absl::StrCat(edits.size(), " edits"));
+}
+
+// Relative difference of both halves between two sets of tensors.
+double HalvesDiffer(const SyntheticBlock& block, const BlockTensors& before,
+                    const BlockTensors& after) {
+  double worst = 0.0;
+  for (const char* half : {"self_attn", "mlp"}) {
+    double error = 0.0, energy = 0.0;
+    for (int64_t window = 0; window < SyntheticBlock::kWindows; ++window) {
+      const std::vector<double> a = block.Run(before, window).at(half);
+      const std::vector<double> b = block.Run(after, window).at(half);
+      for (size_t i = 0; i < a.size(); ++i) {
+        error += (a[i] - b[i]) * (a[i] - b[i]);
+        energy += a[i] * a[i];
+      }
+    }
+    const double relative = std::sqrt(error / energy);
+    worst = relative <= worst ? worst : relative;  // keeps NaN
+  }
+  return worst;
+}
+
+Verdict PreservingEditsPreserve(Subject& subject) {
+  constexpr double kBound = 1e-5;  // block_transform.h
+  const SyntheticBlock block(subject.seed);
+  std::vector<Edit> edits;
+  if (auto verdict = Propose(subject, block, &edits)) return *verdict;
+  BlockTensors tensors = block.tensors();
+  int64_t preserving = 0;
+  double worst = 0.0;
+  for (const Edit& edit : edits) {
+    const BlockTensors before = tensors;
+    if (auto verdict = Apply(block, edit, &tensors)) return *verdict;
+    if (!edit.preserves()) continue;
+    ++preserving;
+    const double difference = HalvesDiffer(block, before, tensors);
+    if (!(difference <= kBound)) {
+      return Failed(kEdits, absl::StrFormat("%s: the block's output changed by %.3g of itself; an "
+                                            "edit of this kind may change it by %.0e",
+                                            edit.Name(), difference, kBound));
+    }
+    worst = std::max(worst, difference);
+  }
+  if (preserving == 0) return Skipped("no SCALE or ROTATE edits");
+  return Passed(
+      absl::StrFormat("%d edits, the output changed by %.2g of itself at most", preserving, worst));
+}
+
+// Of the block whose linears are rounded plainly, as the method was told they would be.
+Verdict LossDoesNotIncrease(Subject& subject) {
+  constexpr double kTolerance = 1.02;
+  const SyntheticBlock block(subject.seed);
+  std::vector<Edit> edits;
+  if (auto verdict = Propose(subject, block, &edits)) return *verdict;
+  if (edits.empty()) return Skipped("no edits");
+  BlockTensors tensors = block.tensors();
+  bool preserving = true;
+  for (const Edit& edit : edits) {
+    if (auto verdict = Apply(block, edit, &tensors)) return *verdict;
+    preserving = preserving && edit.preserves();
+  }
+  const double before = block.Loss(block.Rounded(block.tensors()), "", 0, SyntheticBlock::kWindows);
+  const double after = block.Loss(block.Rounded(tensors), "", 0, SyntheticBlock::kWindows);
+  const std::string text =
+      absl::StrFormat("the rounded block (%s) is off by %.4g without the edits, by %.4g with them",
+                      block.NextRounding().ToString(), before, after);
+  if (after <= kTolerance * before) return Passed(text);
+  // Edits that preserve may serve activations to be rounded at the price of the weights.
+  return preserving ? Warning(kEdits, text) : Failed(kEdits, text);
+}
+
+Verdict SameEditsTwice(Subject& subject) {
+  if ((subject.method->flags & QM_METHOD_DETERMINISTIC) == 0) {
+    return Skipped("the method does not say that it is deterministic");
+  }
+  const SyntheticBlock block(subject.seed);
+  std::vector<Edit> first, second;
+  if (auto verdict = Propose(subject, block, &first)) return *verdict;
+  if (auto verdict = Propose(subject, block, &second)) return *verdict;
+  if (first.size() != second.size()) {
+    return Failed(kDeterministic,
+                  absl::StrCat(first.size(), " edits, then ", second.size(), " edits"));
+  }
+  for (size_t i = 0; i < first.size(); ++i) {
+    const Tensor &a = first[i].value, &b = second[i].value;
+    if (first[i].Name() == second[i].Name() && a.shape() == b.shape() &&
+        std::memcmp(a.data(), b.data(), static_cast<size_t>(a.bytes())) == 0) {
+      continue;
+    }
+    return Failed(kDeterministic, absl::StrCat("edit ", i, ": ", first[i].Name(), ", then ",
+                                               second[i].Name(), " with other bytes"));
+  }
+  return Passed(absl::StrCat(first.size(), " edits, the same bytes twice"));
+}
+
+Case Transform(std::string name, std::vector<std::string> rules, std::string asserts,
+               Verdict (*run)(Subject&)) {
+  return {"transform." + std::move(name),
+          std::move(rules),
+          std::move(asserts),
+          Scope::kMethod,
+          QM_EXT_BLOCK_TRANSFORM,
+          run,
+          60,
+          false};
+}
+
+}  // namespace
+
+std::vector<Case> TransformCases() {
+  return {
+      Transform("edits_are_valid", {kEdits},
+                "Edits name sites, linears and tensors of the block, with values of their shapes.",
+                EditsAreValid),
+      Transform("preserving_edits_preserve", {kEdits},
+                "SCALE and ROTATE edits leave what the block computes as it is.",
+                PreservingEditsPreserve),
+      Transform("loss_does_not_increase", {kEdits},
+                "With the edits, the block rounded as announced is no further from the original.",
+                LossDoesNotIncrease),
+      Transform("same_edits_twice", {kDeterministic},
+                "A deterministic method proposes the same edits for the same block.",
+                SameEditsTwice),
+  };
+}
+
+}  // namespace quantmill::check
