@@ -3,13 +3,10 @@
 // through more than the L2 cache, fractions of the ceilings the same run measures (a large device
 // copy, a large bf16 product). --json FILE writes all figures, --filter TEXT picks cases, --list
 // names them.
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <functional>
 #include <random>
 #include <string>
@@ -17,13 +14,13 @@
 
 #include "core/base/status.h"
 #include "core/tensor/backend.h"
-#include "nlohmann/json.hpp"
+#include "tests/bench/cuda_timing.h"
 
 namespace quantmill {
 namespace {
 
-constexpr int64_t kRotatedBytes = int64_t{256} << 20;  // several times the L2 of any GPU so far
-constexpr int kRepeats = 15;
+using bench::Row;
+using bench::SetsFor;
 
 // One operation over sets of tensors, so that successive runs find cold caches.
 struct Case {
@@ -34,16 +31,6 @@ struct Case {
   std::function<absl::Status(int64_t set)> run;
   std::function<absl::Status()> check;  // OK when the result is right
 };
-
-struct Row {
-  std::string name;
-  double microseconds, gigabytes_per_second, teraflops;
-};
-
-absl::Status CudaOk(cudaError_t error) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  return absl::InternalError(cudaGetErrorString(error));
-}
 
 float Element(const Tensor& t, int64_t i) {
   if (t.dtype() == DType::kBF16) return BF16ToF32(t.as<uint16_t>()[i]);
@@ -102,38 +89,8 @@ class Bench {
   }
 
   absl::StatusOr<Row> Time(const Case& c) {
-    const auto stream = static_cast<cudaStream_t>(cuda_->stream());
     QM_RETURN_IF_ERROR(c.check ? c.check() : absl::OkStatus());
-    for (int64_t set = 0; set < c.sets; ++set) QM_RETURN_IF_ERROR(c.run(set));  // warm-up
-    QM_RETURN_IF_ERROR(cuda_->Synchronize());
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t replay = nullptr;
-    QM_RETURN_IF_ERROR(CudaOk(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal)));
-    absl::Status status;
-    for (int64_t set = 0; set < c.sets && status.ok(); ++set) status = c.run(set);
-    const cudaError_t captured = cudaStreamEndCapture(stream, &graph);
-    QM_RETURN_IF_ERROR(status);
-    QM_RETURN_IF_ERROR(CudaOk(captured));
-    QM_RETURN_IF_ERROR(CudaOk(cudaGraphInstantiate(&replay, graph, 0)));
-    std::vector<float> milliseconds;
-    cudaEvent_t begin, end;
-    QM_RETURN_IF_ERROR(CudaOk(cudaEventCreate(&begin)));
-    QM_RETURN_IF_ERROR(CudaOk(cudaEventCreate(&end)));
-    for (int i = 0; i < kRepeats; ++i) {
-      QM_RETURN_IF_ERROR(CudaOk(cudaEventRecord(begin, stream)));
-      QM_RETURN_IF_ERROR(CudaOk(cudaGraphLaunch(replay, stream)));
-      QM_RETURN_IF_ERROR(CudaOk(cudaEventRecord(end, stream)));
-      QM_RETURN_IF_ERROR(CudaOk(cudaEventSynchronize(end)));
-      float elapsed = 0;
-      QM_RETURN_IF_ERROR(CudaOk(cudaEventElapsedTime(&elapsed, begin, end)));
-      milliseconds.push_back(elapsed);
-    }
-    cudaEventDestroy(begin);
-    cudaEventDestroy(end);
-    cudaGraphExecDestroy(replay);
-    cudaGraphDestroy(graph);
-    std::nth_element(milliseconds.begin(), milliseconds.begin() + kRepeats / 2, milliseconds.end());
-    const double seconds = 1e-3 * milliseconds[kRepeats / 2] / static_cast<double>(c.sets);
+    QM_ASSIGN_OR_RETURN(const double seconds, bench::MedianSeconds(*cuda_, c.sets, c.run));
     return Row{c.name, seconds * 1e6, c.bytes / seconds * 1e-9, c.operations / seconds * 1e-12};
   }
 
@@ -141,11 +98,6 @@ class Bench {
   std::unique_ptr<Backend> cuda_, cpu_;
   std::mt19937 generator_{1};
 };
-
-int64_t SetsFor(double bytes) {
-  return std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(kRotatedBytes) / bytes) + 1,
-                             1, 64);
-}
 
 using Sets = std::vector<std::vector<Tensor>>;
 
@@ -326,54 +278,21 @@ std::vector<Case> Cases(Bench& bench) {
   return cases;
 }
 
-struct Options {
-  std::string json, filter;
-  bool list = false;
-};
-
-bool ParseOptions(int argc, char** argv, Options* options) {
-  for (int i = 1; i < argc; ++i) {
-    const std::string word = argv[i];
-    if (word == "--list") {
-      options->list = true;
-    } else if ((word == "--json" || word == "--filter") && i + 1 < argc) {
-      (word == "--json" ? options->json : options->filter) = argv[++i];
-    } else {
-      std::fprintf(stderr, "usage: cuda_bench [--list] [--filter TEXT] [--json FILE]\n");
-      return false;
-    }
-  }
-  return true;
-}
-
-bool WriteJson(const std::string& path, const std::vector<Row>& rows) {
-  nlohmann::ordered_json json = nlohmann::ordered_json::array();
-  for (const Row& row : rows) {
-    json.push_back({{"name", row.name},
-                    {"microseconds", row.microseconds},
-                    {"gigabytes_per_second", row.gigabytes_per_second},
-                    {"teraflops", row.teraflops}});
-  }
-  std::ofstream file(path);
-  file << json.dump(1) << "\n";
-  return file.good();
-}
-
 int Main(int argc, char** argv) {
-  Options options;
-  if (!ParseOptions(argc, argv, &options)) return 2;
+  bench::Options options;
+  if (!bench::ParseOptions(argc, argv, &options)) return 2;
   auto cuda = MakeCudaBackend(0, DType::kBF16, 0);
   if (!cuda.ok()) {
     std::printf("skipped: %s\n", std::string(cuda.status().message()).c_str());
     return 0;
   }
-  Bench bench(std::move(cuda).value(), MakeCpuBackend(0).value());
+  Bench rig(std::move(cuda).value(), MakeCpuBackend(0).value());
   std::vector<Row> rows;
   bool failed = false;
-  std::printf("%-52s %12s %10s %10s\n", "operation", "us", "GB/s", "TFLOP/s");
+  bench::PrintHeading();
   for (const std::string& name : [&] {
          std::vector<std::string> names;
-         for (const Case& c : Cases(bench)) names.push_back(c.name);
+         for (const Case& c : Cases(rig)) names.push_back(c.name);
          return names;
        }()) {
     if (name.find(options.filter) == std::string::npos) continue;
@@ -382,24 +301,19 @@ int Main(int argc, char** argv) {
       continue;
     }
     // A fresh list per case: the tensors of the case before are released.
-    for (const Case& c : Cases(bench)) {
+    for (const Case& c : Cases(rig)) {
       if (c.name != name) continue;
-      const absl::StatusOr<Row> row = bench.Time(c);
+      const absl::StatusOr<Row> row = rig.Time(c);
       if (!row.ok()) {
-        std::printf("%-52s FAILED: %s\n", name.c_str(), row.status().ToString().c_str());
+        bench::PrintFailure(name, row.status());
         failed = true;
         break;
       }
-      std::printf("%-52s %12.1f %10.0f %10.1f\n", name.c_str(), row->microseconds,
-                  row->gigabytes_per_second, row->teraflops);
-      std::fflush(stdout);
+      bench::Print(*row);
       rows.push_back(*row);
     }
   }
-  if (!options.json.empty() && !options.list && !WriteJson(options.json, rows)) {
-    std::fprintf(stderr, "error: cannot write %s\n", options.json.c_str());
-    return 1;
-  }
+  if (!options.list && !bench::WriteJson(options.json, rows)) return 1;
   return failed ? 1 : 0;
 }
 
