@@ -82,9 +82,12 @@ gpu_check_libraries() {
   fi
 }
 
+# The commit of a tree: what a bundle says, $QM_COMMIT, or git's answer.
 gpu_commit() {
   if [[ -f $1/COMMIT ]]; then
     cat "$1/COMMIT"
+  elif [[ -n ${QM_COMMIT:-} ]]; then
+    echo "$QM_COMMIT"
   else
     local dirty=""
     [[ -z $(git status --porcelain 2>/dev/null) ]] || dirty="-modified"
