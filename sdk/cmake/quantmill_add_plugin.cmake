@@ -90,6 +90,10 @@ function(quantmill_add_plugin name)
                      -P ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/quantmill_lint_plugin.cmake)
     set_tests_properties(qm_${name}.symbols PROPERTIES LABELS fast)
   endif()
+  if(QUANTMILL_EXECUTABLE)  # of an installed SDK
+    add_test(NAME qm_${name}.check
+             COMMAND ${QUANTMILL_EXECUTABLE} check $<TARGET_FILE:${plugin}>)
+  endif()
 
   # At the end of the directory, when every target_link_libraries has been said; the manifest at the
   # end of the whole project, when the program's target exists.
@@ -153,4 +157,9 @@ function(quantmill_add_manifest_ plugin)
     DEPENDS ${plugin} ${program} COMMENT "Writing the manifest of ${plugin}" VERBATIM)
   add_custom_target(${plugin}_manifest ALL DEPENDS ${manifest})
   install(FILES ${manifest} DESTINATION lib/quantmill/plugins)
+  # Instrumented code writes files and starts threads while it is loaded.
+  if(TARGET quantmill AND QM_BUILD_TESTS AND NOT QM_SANITIZE)
+    add_test(NAME ${plugin}.check COMMAND quantmill check $<TARGET_FILE:${plugin}>)
+    set_tests_properties(${plugin}.check PROPERTIES LABELS program TIMEOUT 600)
+  endif()
 endfunction()

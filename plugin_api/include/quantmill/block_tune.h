@@ -14,6 +14,7 @@ extern "C" {
 
 typedef struct qm_block_tune { /* GROWABLE table */
   uint64_t struct_size;
+  /* From shapes and options alone; format_id of the plan stays NULL.  [call] */
   qm_status (*plan)(qm_call*, const qm_block_info*, qm_quant_plan* out) QM_NOEXCEPT;
   /* packed: one per linear of the block, format_id NULL where the slot is dense.  New contents go
    * out through emit(item = linear index, name of the format's tensor); norms and other dense

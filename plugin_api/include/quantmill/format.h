@@ -12,10 +12,10 @@ extern "C" {
 
 typedef struct qm_format { /* GROWABLE table */
   uint64_t struct_size;
-  const char* format_id;
+  const char* format_id;      /* "qm.fmt.NAME/REVISION" */
   const char* const* targets; /* checkpoint formats by contract name: "gptq", "gptq_v2", ... */
-  uint64_t target_count;
-  uint64_t flags; /* QM_FORMAT_* */
+  uint64_t target_count;      /* entries of targets */
+  uint64_t flags;             /* QM_FORMAT_* */
   /* Names, dtypes, shapes and parameters are those of the format.  CPU tensors.  [call] */
   qm_status (*check)(qm_call*, const qm_packed*) QM_NOEXCEPT;
   /* Can a packed weight with these parameters and shape be stored as `target`?  QM_OK, or

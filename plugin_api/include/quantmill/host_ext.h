@@ -15,6 +15,7 @@ extern "C" {
 typedef qm_status (*qm_range_fn)(void* arg, int64_t begin, int64_t end, int32_t worker) QM_NOEXCEPT;
 typedef struct qm_host_threads { /* GROWABLE */
   uint64_t struct_size;
+  /* Workers that parallel_for may use, at least 1.  [any] */
   int32_t (*worker_count)(qm_call*) QM_NOEXCEPT;
   /* Runs fn over [0, n) cut into ranges of `grain` (the last may be shorter): the cut does not
    * depend on the number of threads.  Blocks.  Not nestable: QM_FAILED_PRECONDITION inside a body.
@@ -44,8 +45,10 @@ typedef struct qm_host_linalg { /* GROWABLE */
 #define QM_HOST_CUDA "qm.host.cuda/1"
 typedef struct qm_host_cuda { /* GROWABLE */
   uint64_t struct_size;
-  int32_t runtime_version, driver_version, cublas_version;
-  int32_t sm;          /* 10*major+minor of call->device */
+  int32_t runtime_version; /* as cudaRuntimeGetVersion counts */
+  int32_t driver_version;  /* as cudaDriverGetVersion counts */
+  int32_t cublas_version;  /* as cublasGetVersion counts */
+  int32_t sm;              /* 10*major+minor of call->device */
   void* cublas_handle; /* use only if your own cublasGetVersion has the same major; else make one */
 } qm_host_cuda;
 
@@ -54,7 +57,7 @@ typedef struct qm_host_cuda { /* GROWABLE */
 #define QM_HOST_BLOCK "qm.host.block/1"
 typedef struct qm_override { /* FROZEN */
   const char* tensor;        /* full name, e.g. "model.layers.3.self_attn.q_proj.weight" */
-  qm_tensor value;
+  qm_tensor value;           /* its content during the call */
 } qm_override;
 typedef struct qm_host_block { /* GROWABLE */
   uint64_t struct_size;

@@ -74,17 +74,17 @@ typedef int32_t qm_device_kind; /* values as in DLPack */
 enum { QM_CPU = 1, QM_CUDA = 2, QM_CUDA_PINNED = 3 };
 
 typedef struct qm_device { /* FROZEN */
-  qm_device_kind kind;
-  int32_t index; /* CUDA ordinal; 0 on the CPU */
+  qm_device_kind kind;     /* QM_CPU, QM_CUDA */
+  int32_t index;           /* CUDA ordinal; 0 on the CPU */
 } qm_device;
 
 /* A view: owns nothing, has no lifetime of its own.  Shape and strides are inline, so a copy of the
  * struct is as good as the original.  Bases handed out by the host are 256-byte aligned. */
-typedef struct qm_tensor { /* FROZEN, 112 bytes */
-  void* data;              /* first element; NULL iff some extent is 0 */
-  qm_dtype dtype;
-  int32_t rank; /* 0..QM_MAX_RANK */
-  qm_device device;
+typedef struct qm_tensor {     /* FROZEN, 112 bytes */
+  void* data;                  /* first element; NULL iff some extent is 0 */
+  qm_dtype dtype;              /* of the elements */
+  int32_t rank;                /* 0..QM_MAX_RANK */
+  qm_device device;            /* where data lies */
   int64_t shape[QM_MAX_RANK];  /* unused entries are 1 */
   int64_t stride[QM_MAX_RANK]; /* in elements; unused entries are 0 */
   uint64_t flags;              /* QM_TENSOR_* */
@@ -93,8 +93,8 @@ typedef struct qm_tensor { /* FROZEN, 112 bytes */
 #define QM_TENSOR_READONLY (UINT64_C(1) << 0)
 
 typedef struct qm_named_tensor { /* FROZEN */
-  const char* name;
-  qm_tensor tensor;
+  const char* name;              /* by format or service */
+  qm_tensor tensor;              /* the view */
 } qm_named_tensor;
 
 /* ---- one open call ---------------------------------------------------------------------------
@@ -125,7 +125,9 @@ struct qm_call { /* GROWABLE */
   /* Validated option values with defaults filled in.  BOOL reads as 0 or 1 through opt_i64; ENUM
    * and STR through opt_str.  An unknown name gives 0, 0.0 or "".  [any] */
   int64_t (*opt_i64)(qm_call*, const char* name) QM_NOEXCEPT;
+  /* F64; see opt_i64.  [any] */
   double (*opt_f64)(qm_call*, const char* name) QM_NOEXCEPT;
+  /* ENUM and STR; see opt_i64.  [any] */
   const char* (*opt_str)(qm_call*, const char* name)QM_NOEXCEPT;
   uint64_t seed;     /* from (run seed, stage, layer name): independent of the order of layers */
   qm_device device;  /* where to work; already current on CUDA */
@@ -138,24 +140,24 @@ struct qm_call { /* GROWABLE */
 typedef int32_t qm_option_type;
 enum { QM_OPT_I64 = 1, QM_OPT_F64 = 2, QM_OPT_STR = 3, QM_OPT_ENUM = 4, QM_OPT_BOOL = 5 };
 
-typedef struct qm_option { /* FROZEN */
-  const char* name;
+typedef struct qm_option {   /* FROZEN */
+  const char* name;          /* as in a pipeline file */
   const char* default_value; /* text form ("4", "0.01", "false", "nf4"); NULL = required */
   const char* choices;       /* ENUM: "a|b|c"; numbers: "min..max" or "2|3|4|8"; else NULL */
   const char* doc;           /* one sentence with units */
-  qm_option_type type;
-  int32_t reserved; /* zero */
+  qm_option_type type;       /* QM_OPT_* */
+  int32_t reserved;          /* zero */
 } qm_option;
 
 typedef struct qm_method qm_method;
 struct qm_method { /* GROWABLE */
   uint64_t struct_size;
-  const char* id;      /* "gptq"; third parties: "org.example.gptq-plus" */
-  const char* version; /* semver of the method, not of the ABI */
-  const char* summary; /* one line */
-  const qm_option* options;
-  uint64_t option_count;
-  uint64_t flags; /* QM_METHOD_* */
+  const char* id;           /* "gptq"; third parties: "org.example.gptq-plus" */
+  const char* version;      /* semver of the method, not of the ABI */
+  const char* summary;      /* one line */
+  const qm_option* options; /* static array */
+  uint64_t option_count;    /* entries of options */
+  uint64_t flags;           /* QM_METHOD_* */
   /* Static capability table for an id such as QM_EXT_QUANTIZE_LINEAR, or NULL.  [scan][any] */
   const void* (*ext)(const qm_method*, const char* id)QM_NOEXCEPT;
 };
@@ -166,13 +168,14 @@ struct qm_method { /* GROWABLE */
 
 typedef struct qm_plugin { /* GROWABLE */
   uint64_t struct_size;
-  uint32_t abi_major, abi_minor; /* of the header it was compiled against */
-  uint32_t min_host_minor;       /* oldest host minor it can live with */
-  uint32_t method_count;
-  const qm_method* const* methods;
-  const char* vendor;
-  const char* license;    /* SPDX */
-  const char* build_info; /* compiler, CUDA version, SM list */
+  uint32_t abi_major;              /* of the header it was compiled against */
+  uint32_t abi_minor;              /* of the same */
+  uint32_t min_host_minor;         /* oldest host minor it can live with */
+  uint32_t method_count;           /* entries of methods */
+  const qm_method* const* methods; /* static array */
+  const char* vendor;              /* who made it */
+  const char* license;             /* SPDX */
+  const char* build_info;          /* compiler, CUDA version, SM list */
 } qm_plugin;
 
 /* The one exported symbol.  The major is in the name, so one file can serve two majors.  Returns a
@@ -186,8 +189,9 @@ typedef struct qm_packed { /* FROZEN */
   const char* format_id;   /* "qm.fmt.affine-int/1": says what the tensors mean */
   const char* format_json; /* parameters of the format: JSON object, keys sorted, no spaces */
   const qm_named_tensor* tensors; /* names fixed by the format */
-  uint64_t tensor_count;
-  int64_t out_features, in_features;
+  uint64_t tensor_count;          /* entries of tensors */
+  int64_t out_features;           /* rows of the weight */
+  int64_t in_features;            /* columns */
 } qm_packed;
 
 /* True if `table` (GROWABLE, from the other side) is new enough to hold `field` and has it set. */

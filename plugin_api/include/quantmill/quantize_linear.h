@@ -18,10 +18,10 @@ extern "C" {
 #define QM_STAT_ROWS "rows"       /* f32 [n, in], n <= max_rows: evenly strided input rows */
 
 typedef struct qm_stat_request { /* FROZEN */
-  const char* stat_id;
-  int64_t max_rows; /* for "rows"; else 0 */
-  qm_dtype dtype;   /* QM_F32 for all statistics of minor 0 */
-  uint32_t flags;   /* QM_STAT_* */
+  const char* stat_id;           /* QM_STAT_HESSIAN, ... */
+  int64_t max_rows;              /* for "rows"; else 0 */
+  qm_dtype dtype;                /* QM_F32 for all statistics of minor 0 */
+  uint32_t flags;                /* QM_STAT_* */
 } qm_stat_request;
 #define QM_STAT_OPTIONAL 1u /* absent from qm_stats when the host cannot offer it */
 #define QM_STAT_FROM_ORIGINAL                                         \
@@ -30,10 +30,11 @@ typedef struct qm_stat_request { /* FROZEN */
 
 typedef struct qm_linear_info { /* GROWABLE */
   uint64_t struct_size;
-  const char* name; /* "model.layers.3.mlp.down_proj" */
-  const char* role; /* "attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down",
-                       "expert.gate", "expert.up", "expert.down", "head", "embedding" or "" */
-  int64_t out_features, in_features;
+  const char* name;     /* "model.layers.3.mlp.down_proj" */
+  const char* role;     /* "attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down",
+                           "expert.gate", "expert.up", "expert.down", "head", "embedding" or "" */
+  int64_t out_features; /* rows of the weight */
+  int64_t in_features;  /* columns */
   qm_dtype weight_dtype; /* as stored in the checkpoint */
   int32_t input_group;   /* equal for linears of one block fed by the same activation */
   /* F16, BF16 or F32: the type in which the export target stores scales.  Emit them in it, and
@@ -44,8 +45,8 @@ typedef struct qm_linear_info { /* GROWABLE */
 
 typedef struct qm_quant_plan { /* GROWABLE, filled by the plugin */
   uint64_t struct_size;
-  const qm_stat_request* stats; /* static or in scratch; the host copies before closing the call */
-  uint64_t stat_count;
+  const qm_stat_request* stats;  /* static or in scratch; the host copies before closing the call */
+  uint64_t stat_count;           /* entries of stats */
   uint64_t scratch_bytes;        /* peak upper bound for one linear; 0 = unknown */
   uint64_t scratch_bytes_shared; /* part of scratch_bytes that one group call needs only once */
   const char* format_id;         /* what it will emit */
@@ -55,8 +56,8 @@ typedef struct qm_quant_plan { /* GROWABLE, filled by the plugin */
 typedef struct qm_stats { /* GROWABLE */
   uint64_t struct_size;
   const qm_named_tensor* items; /* name = stat_id; absent if optional and not available */
-  uint64_t count;
-  int64_t row_count; /* activation rows seen; may be 0 (an expert nobody visited) */
+  uint64_t count;               /* entries of items */
+  int64_t row_count;            /* activation rows seen; may be 0 (an expert nobody visited) */
 } qm_stats;
 
 typedef struct qm_quantize_linear { /* GROWABLE table: append only */

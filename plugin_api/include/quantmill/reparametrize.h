@@ -22,40 +22,41 @@ enum {
 typedef int32_t qm_reparam_phase; /* the host's training phase, told to the plugin */
 enum { QM_PHASE_BLOCK = 1, QM_PHASE_END_TO_END = 2 };
 
-typedef struct qm_param { /* FROZEN */
-  const char* name;
-  int64_t shape[QM_MAX_RANK];
-  double lr_scale; /* factor on the stage's learning rate */
-  qm_dtype dtype;
-  int32_t rank;
-  uint64_t flags; /* QM_PARAM_* */
+typedef struct qm_param {     /* FROZEN */
+  const char* name;           /* unique within the method */
+  int64_t shape[QM_MAX_RANK]; /* unused entries are 1 */
+  double lr_scale;            /* factor on the stage's learning rate */
+  qm_dtype dtype;             /* of the parameter */
+  int32_t rank;               /* 0..QM_MAX_RANK */
+  uint64_t flags;             /* QM_PARAM_* */
 } qm_param;
 #define QM_PARAM_TRAINABLE (UINT64_C(1) << 0)
 #define QM_PARAM_NO_DECAY (UINT64_C(1) << 1)
 
 typedef struct qm_reparam_info { /* GROWABLE */
   uint64_t struct_size;
-  const qm_linear_info* linear;
-  const qm_packed* base; /* NULL when the slot is dense */
-  qm_reparam_phase phase;
-  int32_t reserved; /* zero */
+  const qm_linear_info* linear; /* the linear it stands on or around */
+  const qm_packed* base;        /* NULL when the slot is dense */
+  qm_reparam_phase phase;       /* QM_PHASE_* */
+  int32_t reserved;             /* zero */
 } qm_reparam_info;
 
 typedef struct qm_reparam_plan { /* GROWABLE, filled by the plugin */
   uint64_t struct_size;
-  const qm_param* params;
-  uint64_t param_count;
+  const qm_param* params;       /* static or in scratch */
+  uint64_t param_count;         /* entries of params */
   uint64_t saved_bytes_per_row; /* kept by the host between forward and vjp; row = row of `in` */
-  uint64_t saved_bytes_fixed;
-  uint64_t scratch_bytes;
+  uint64_t saved_bytes_fixed;   /* the same, independent of the rows */
+  uint64_t scratch_bytes;       /* peak upper bound */
   const qm_stat_request* stats; /* for init; may be none */
-  uint64_t stat_count;
-  qm_reparam_kind kind;
-  int32_t reserved; /* zero */
+  uint64_t stat_count;          /* entries of stats */
+  qm_reparam_kind kind;         /* QM_REPARAM_* */
+  int32_t reserved;             /* zero */
 } qm_reparam_plan;
 
 typedef struct qm_reparametrize { /* GROWABLE table */
   uint64_t struct_size;
+  /* From shapes and options alone.  [call] */
   qm_status (*plan)(qm_call*, const qm_reparam_info*, qm_reparam_plan* out) QM_NOEXCEPT;
   /* Fills params.  weight is NULL when the base is packed and dense values are not needed. */
   qm_status (*init)(qm_call*, const qm_reparam_info*, const qm_tensor* weight, const qm_stats*,

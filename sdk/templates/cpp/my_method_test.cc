@@ -1,7 +1,9 @@
 // The method on a fake host: no program, no model.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "quantmill/testing/affine_reading.hpp"
 #include "quantmill/testing/fake_linear.hpp"
@@ -11,21 +13,24 @@ namespace {
 using qm::testing::FakeCall;
 using qm::testing::FakeLinear;
 
-TEST(MyMethod, EveryWeightIsWithinOneStep) {
-  for (const char* symmetric : {"false", "true"}) {
-    FakeLinear linear(5, 256);
-    FakeCall call;
-    call.Defaults(linear.method()).Set("symmetric", symmetric);
-    qm_packed packed = {};
-    ASSERT_EQ(linear.Run(call, &packed), QM_OK) << call.error();
-    const qm::testing::AffineContent got = qm::testing::ReadAffine(call, packed, /*bits=*/4);
-    for (int64_t i = 0; i < got.rows * got.cols; ++i) {
-      const int64_t row = i / got.cols, col = i % got.cols;
-      const double step = got.scale[row * got.groups + got.group_of[col]];
-      EXPECT_NEAR(got.Value(row, col), linear.weights()[i], 1.001 * step);
-    }
-    EXPECT_TRUE(call.CanariesIntact());
+TEST(MyMethod, IsAsCloseAsEvenSteps) {
+  constexpr int64_t kGroup = 128;  // the default
+  FakeLinear linear(5, 2 * kGroup);
+  FakeCall call;
+  call.Defaults(linear.method());
+  qm_packed packed = {};
+  ASSERT_EQ(linear.Run(call, &packed), QM_OK) << call.error();
+  const std::vector<float>& w = linear.weights();
+  const std::vector<double> got = qm::testing::ReadAffine(call, packed, /*bits=*/4).Values();
+  double error = 0, noise = 0;
+  for (size_t i = 0; i < w.size(); ++i) error += (got[i] - w[i]) * (got[i] - w[i]);
+  for (size_t i = 0; i < w.size(); i += kGroup) {
+    const auto [low, high] = std::minmax_element(&w[i], &w[i] + kGroup);
+    const double step = (*high - *low) / 15;
+    noise += kGroup * step * step / 12;  // of rounding to multiples of step
   }
+  EXPECT_LT(error, 1.1 * noise);
+  EXPECT_TRUE(call.CanariesIntact());
 }
 
 TEST(MyMethod, RefusesWhatItCannotQuantize) {

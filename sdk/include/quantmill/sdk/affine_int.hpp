@@ -15,21 +15,23 @@
 
 namespace qm {
 
+// Id of the format (FORMATS.md).
 inline constexpr char kAffineIntFormat[] = "qm.fmt.affine-int/1";
 
 // How a group of weights becomes integers.
 struct AffineRule {
-  int32_t bits = 4;  // 2, 3, 4 or 8
-  bool symmetric = false;
+  int32_t bits = 4;               // 2, 3, 4 or 8
+  bool symmetric = false;         // zero point fixed at 2^(bits-1)
   qm_dtype scale_dtype = QM_F16;  // F16, BF16 or F32
 
+  // The largest code.
   QM_HD float max_code() const { return static_cast<float>((1 << bits) - 1); }
 };
 
 // Scale as stored (rounded to scale_dtype), zero point as a whole number in f32.
 struct AffineGroup {
-  float scale;
-  float zero;
+  float scale;  // distance between neighbouring values
+  float zero;   // the code of 0
 };
 
 // Nearest whole number, ties to even, for |x| < 2^22. Adding 1.5 * 2^23 leaves no fraction bits; it
@@ -93,6 +95,7 @@ QM_HD inline float EncodeAffine(float x, AffineGroup group, float max_code) {
   return q < max_code ? q : max_code;
 }
 
+// The weight that a code stands for.
 QM_HD inline float DecodeAffine(float code, AffineGroup group) {
   return group.scale * (code - group.zero);
 }
@@ -121,6 +124,7 @@ inline qm_status NotFinite(qm_call* call, int64_t row, int64_t column) {
 }
 
 // ---- bit stream --------------------------------------------------------------------------------
+// 32-bit words of a row of codes.
 QM_HD inline int64_t AffineWordsPerRow(int64_t in_features, int32_t bits) {
   return (in_features * bits + 31) / 32;
 }
@@ -170,12 +174,14 @@ QM_HD inline float LoadScale(const void* data, qm_dtype dtype, int64_t index) {
 // ---- parameters and result tensors -------------------------------------------------------------
 // Parameters of one linear in this format.
 struct AffineShape {
-  AffineRule rule;
-  int64_t out_features = 0;
-  int64_t in_features = 0;
-  int64_t group_size = -1;  // as in the options: -1 = a whole row
+  AffineRule rule;           // bits, symmetry, type of the scales
+  int64_t out_features = 0;  // rows
+  int64_t in_features = 0;   // columns
+  int64_t group_size = -1;   // as in the options: -1 = a whole row
 
+  // Input channels of a group.
   QM_HD int64_t group_width() const { return group_size < 0 ? in_features : group_size; }
+  // Groups of a row.
   QM_HD int64_t groups() const { return in_features / group_width(); }
 };
 
@@ -196,6 +202,7 @@ inline std::string ValidGroupSizes(int64_t in_features) {
 // The options that ReadAffineShape reads, for a method's table.
 inline constexpr qm_option kAffineBitsOption = {
     "bits", "4", "2|3|4|8", "Width of a code in bits.", QM_OPT_I64, 0};
+// See kAffineBitsOption.
 inline constexpr qm_option kAffineGroupSizeOption = {
     "group_size",
     "128",
@@ -204,6 +211,7 @@ inline constexpr qm_option kAffineGroupSizeOption = {
     "channel.",
     QM_OPT_I64,
     0};
+// See kAffineBitsOption.
 inline constexpr qm_option kAffineSymmetricOption = {
     "symmetric", "false", nullptr, "Zero point fixed at 2^(bits-1) instead of one per group.",
     QM_OPT_BOOL, 0};
@@ -239,12 +247,13 @@ inline qm_status ReadAffineShape(qm_call* call, const qm_linear_info& info, Affi
 
 // Result tensors of one linear; zero and group_index have data == nullptr when absent.
 struct AffineTensors {
-  qm_tensor codes = {};
-  qm_tensor scale = {};
-  qm_tensor zero = {};
-  qm_tensor group_index = {};
+  qm_tensor codes = {};        // I32 [out, words]
+  qm_tensor scale = {};        // [out, groups]
+  qm_tensor zero = {};         // U8 [out, groups]
+  qm_tensor group_index = {};  // I32 [in]
 };
 
+// Emits the result tensors of linear `item`; `zero` unless symmetric, `group_index` if asked for.
 inline qm_status EmitAffineInt(qm_call* call, uint64_t item, const AffineShape& shape,
                                bool with_group_index, AffineTensors* out) {
   const int64_t codes[2] = {shape.out_features,

@@ -14,6 +14,7 @@ namespace qm {
 template <int kCached>
 class WarpGroup {
  public:
+  // One group of n values, read by all lanes.
   __device__ WarpGroup(const float* w, int64_t n, const float* importance = nullptr)
       : w_(w), importance_(importance), n_(n), lane_(threadIdx.x % 32) {
     if constexpr (kCached > 0) {
@@ -43,7 +44,9 @@ class WarpGroup {
   __device__ void ForEach(F&& f) const {
     ForEachIndexed([&](float x, int64_t) { f(x); });
   }
+  // Values of the group.
   __device__ int64_t size() const { return n_; }
+  // Weight of each value's error, or null.
   __device__ const float* importance() const { return importance_; }
 
  private:

@@ -11,17 +11,21 @@
 
 namespace qm {
 
+// Where a range ends.
 enum class AffineClip : int32_t { kNone = 0, kSquaredError = 1, kPercentile = 2 };
 
+// How a range is found.
 struct AffineSearch {
-  AffineClip clip = AffineClip::kNone;
+  AffineClip clip = AffineClip::kNone;  // where the range ends
   double percentile = 0.999;  // kPercentile: the part of |w| (or of each side) that is kept
 };
 
+// Lanes of every sum over a group.
 inline constexpr int kAffineLanes = 32;
 // The published search: the range times 1, 0.99, ..., 0.21 (grid 100, at most 0.8 off).
 inline constexpr int kShrinkSteps = 80;
 
+// Factor on the range at a step of the search.
 QM_HD inline float ShrinkFactor(int step) { return 1.0f - static_cast<float>(step) / 100.0f; }
 
 // Unsigned keys in the order of the floats (NaN last or first by sign).
@@ -29,15 +33,17 @@ QM_HD inline uint32_t OrderedKey(float x) {
   const uint32_t bits = FloatBits(x);
   return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
+// The float of a key.
 QM_HD inline float FromOrderedKey(uint32_t key) {
   return FloatFromBits((key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key);
 }
 
 // Position of a quantile among n sorted values, between elements `index` and index + 1.
 struct QuantilePosition {
-  int64_t index;
-  float fraction;
+  int64_t index;   // the lower neighbour
+  float fraction;  // of the way to the upper one
 };
+// Where a quantile (0..1) of n values lies.
 QM_HD inline QuantilePosition PositionOfQuantile(double quantile, int64_t n) {
   const double position = quantile * static_cast<double>(n - 1);
   const int64_t index = static_cast<int64_t>(position);

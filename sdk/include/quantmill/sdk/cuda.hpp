@@ -18,6 +18,7 @@
 
 namespace qm {
 
+// The error that QM_CUDA returns.
 inline qm_status CudaFailure(qm_call* call, cudaError_t error, const char* expression,
                              const char* file, int line) {
   const qm_status code = error == cudaErrorMemoryAllocation ? QM_RESOURCE_EXHAUSTED : QM_INTERNAL;
@@ -25,6 +26,7 @@ inline qm_status CudaFailure(qm_call* call, cudaError_t error, const char* expre
               cudaGetErrorString(error), ") at ", file, ":", line);
 }
 
+// The stream that all work of a call goes to.
 inline cudaStream_t Stream(const qm_call* call) {
   return static_cast<cudaStream_t>(call->cuda_stream);
 }

@@ -24,9 +24,13 @@
 namespace qm {
 
 // ---- options -----------------------------------------------------------------------------------
+// Value of an integer option.
 inline int64_t OptionI64(qm_call* call, const char* name) { return call->opt_i64(call, name); }
+// Value of a BOOL option.
 inline bool OptionBool(qm_call* call, const char* name) { return call->opt_i64(call, name) != 0; }
+// Value of a real option.
 inline double OptionF64(qm_call* call, const char* name) { return call->opt_f64(call, name); }
+// Value of an ENUM or STR option; dies with the call.
 inline std::string_view OptionStr(qm_call* call, const char* name) {
   return call->opt_str(call, name);
 }
@@ -51,9 +55,11 @@ inline qm_status Progress(qm_call* call, double fraction) {
   return call->progress(call, fraction) != 0 ? QM_CANCELLED : QM_OK;
 }
 
+// The host's threads, or null; ParallelFor uses them.
 inline const qm_host_threads* HostThreads(qm_call* call) {
   return static_cast<const qm_host_threads*>(call->host_ext(call, QM_HOST_THREADS));
 }
+// The host's linear algebra, or null.
 inline const qm_host_linalg* HostLinalg(qm_call* call) {
   return static_cast<const qm_host_linalg*>(call->host_ext(call, QM_HOST_LINALG));
 }
@@ -118,7 +124,16 @@ qm_status ParallelFor(qm_call* call, int64_t n, int64_t grain, Body&& body) {
 //                      const qm_stats* const*, qm_packed*);
 // which may throw: exceptions become status codes.
 template <class Method>
-struct QuantizeLinearTable {
+class QuantizeLinearTable {
+ public:
+  // The table, for a constant of static storage.
+  static constexpr qm_quantize_linear Make() {
+    qm_quantize_linear table{sizeof(qm_quantize_linear), &Plan, &Run, nullptr};
+    if constexpr (requires { &Method::RunGroup; }) table.run_group = &RunGroup;
+    return table;
+  }
+
+ private:
   static qm_status Plan(qm_call* call, const qm_linear_info* info, qm_quant_plan* out) noexcept {
     return guard(call, [&] { return Method::Plan(call, *info, out); });
   }
@@ -137,18 +152,21 @@ struct QuantizeLinearTable {
       }
     });
   }
-  static constexpr qm_quantize_linear Make() {
-    qm_quantize_linear table{sizeof(qm_quantize_linear), &Plan, &Run, nullptr};
-    if constexpr (requires { &Method::RunGroup; }) table.run_group = &RunGroup;
-    return table;
-  }
 };
 
 // A plugin of one method that quantizes linears: the class of QuantizeLinearTable with the
 // constants kId, kVersion, kSummary (text) and kOptions (array of qm_option). Promises
 // QM_METHOD_DETERMINISTIC.
 template <class Method>
-struct QuantizeLinearPlugin {
+class QuantizeLinearPlugin {
+ public:
+  // The descriptor. `license` is an SPDX identifier.
+  static constexpr qm_plugin Make(const char* vendor, const char* license) {
+    return {sizeof(qm_plugin), QM_ABI_MAJOR,      QM_ABI_MINOR, 0, 1, kMethods, vendor,
+            license,           "C++ " __VERSION__};
+  }
+
+ private:
   static constexpr qm_quantize_linear kTable = QuantizeLinearTable<Method>::Make();
   static const void* Ext(const qm_method*, const char* id) noexcept {
     return std::string_view(id) == QM_EXT_QUANTIZE_LINEAR ? &kTable : nullptr;
@@ -158,11 +176,6 @@ struct QuantizeLinearPlugin {
                                         Method::kOptions,        std::size(Method::kOptions),
                                         QM_METHOD_DETERMINISTIC, &Ext};
   static constexpr const qm_method* kMethods[] = {&kMethod};
-  // `license` is an SPDX identifier.
-  static constexpr qm_plugin Make(const char* vendor, const char* license) {
-    return {sizeof(qm_plugin), QM_ABI_MAJOR,      QM_ABI_MINOR, 0, 1, kMethods, vendor,
-            license,           "C++ " __VERSION__};
-  }
 };
 
 }  // namespace qm

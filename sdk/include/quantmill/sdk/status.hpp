@@ -33,8 +33,10 @@ qm_status Fail(qm_call* call, qm_status code, const Parts&... parts) {
   return call->fail(call, code, StrCat(parts...).c_str());
 }
 
+// How much a log line matters.
 enum class Severity : int32_t { kDebug = 0, kInfo = 1, kWarning = 2 };
 
+// Hands the text made of `parts` to the host's log.
 template <class... Parts>
 void Log(qm_call* call, Severity severity, const Parts&... parts) {
   call->log(call, static_cast<int32_t>(severity), StrCat(parts...).c_str());

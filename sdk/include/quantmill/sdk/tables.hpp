@@ -23,7 +23,12 @@ namespace qm {
 //   qm_status Run(qm_call*, const qm_block_info&, const qm_stats* const* per_linear,
 //                 const qm_edit** edits, uint64_t* edit_count);
 template <class Method>
-struct BlockTransformTable {
+class BlockTransformTable {
+ public:
+  // The table, for a constant of static storage.
+  static constexpr qm_block_transform Make() { return {sizeof(qm_block_transform), &Plan, &Run}; }
+
+ private:
   static qm_status Plan(qm_call* call, const qm_block_info* info, qm_quant_plan* out) noexcept {
     return guard(call, [&] { return Method::Plan(call, *info, out); });
   }
@@ -31,7 +36,6 @@ struct BlockTransformTable {
                        const qm_edit** edits, uint64_t* edit_count) noexcept {
     return guard(call, [&] { return Method::Run(call, *info, per_linear, edits, edit_count); });
   }
-  static constexpr qm_block_transform Make() { return {sizeof(qm_block_transform), &Plan, &Run}; }
 };
 
 // qm.block-tune/1 from
@@ -39,7 +43,12 @@ struct BlockTransformTable {
 //   qm_status Run(qm_call*, const qm_block_info&, const qm_packed* packed, const qm_edit** edits,
 //                 uint64_t* edit_count);
 template <class Method>
-struct BlockTuneTable {
+class BlockTuneTable {
+ public:
+  // The table, for a constant of static storage.
+  static constexpr qm_block_tune Make() { return {sizeof(qm_block_tune), &Plan, &Run}; }
+
+ private:
   static qm_status Plan(qm_call* call, const qm_block_info* info, qm_quant_plan* out) noexcept {
     return guard(call, [&] { return Method::Plan(call, *info, out); });
   }
@@ -47,7 +56,6 @@ struct BlockTuneTable {
                        const qm_edit** edits, uint64_t* edit_count) noexcept {
     return guard(call, [&] { return Method::Run(call, *info, packed, edits, edit_count); });
   }
-  static constexpr qm_block_tune Make() { return {sizeof(qm_block_tune), &Plan, &Run}; }
 };
 
 // qm.reparametrize/1 from
@@ -64,7 +72,16 @@ struct BlockTuneTable {
 //   qm_status Finalize(qm_call*, const qm_reparam_info&, const qm_tensor* weight,
 //                      const qm_named_tensor* params, uint64_t param_count, qm_packed* out);
 template <class Method>
-struct ReparametrizeTable {
+class ReparametrizeTable {
+ public:
+  // The table, for a constant of static storage.
+  static constexpr qm_reparametrize Make() {
+    qm_reparametrize table{sizeof(qm_reparametrize), &Plan, &Init, &Forward, &Vjp, nullptr};
+    if constexpr (requires { &Method::Finalize; }) table.finalize = &Finalize;
+    return table;
+  }
+
+ private:
   static qm_status Plan(qm_call* call, const qm_reparam_info* info, qm_reparam_plan* out) noexcept {
     return guard(call, [&] { return Method::Plan(call, *info, out); });
   }
@@ -99,11 +116,6 @@ struct ReparametrizeTable {
       }
     });
   }
-  static constexpr qm_reparametrize Make() {
-    qm_reparametrize table{sizeof(qm_reparametrize), &Plan, &Init, &Forward, &Vjp, nullptr};
-    if constexpr (requires { &Method::Finalize; }) table.finalize = &Finalize;
-    return table;
-  }
 };
 
 // qm.linear-kernel/1 from
@@ -118,7 +130,26 @@ struct ReparametrizeTable {
 //   workspace,
 //                              qm_tensor* dx);
 template <class Kernel>
-struct LinearKernelTable {
+class LinearKernelTable {
+ public:
+  // The table, for a constant of static storage.
+  static constexpr qm_linear_kernel Make() {
+    qm_linear_kernel table{
+        sizeof(qm_linear_kernel), &Accepts, &Dequantize, nullptr, nullptr, nullptr, nullptr};
+    if constexpr (requires { &Kernel::Prepack; }) table.prepack = &Prepack;
+    if constexpr (requires { &Kernel::WorkspaceBytes; }) {
+      static_assert(noexcept(Kernel::WorkspaceBytes(qm_packed{}, 0)),
+                    "WorkspaceBytes has no call to report an error to: declare it noexcept");
+      table.workspace_bytes = &WorkspaceBytes;
+    }
+    if constexpr (requires { &Kernel::Matmul; }) table.matmul = &Matmul;
+    if constexpr (requires { &Kernel::MatmulTransposed; }) {
+      table.matmul_transposed = &MatmulTransposed;
+    }
+    return table;
+  }
+
+ private:
   static int32_t Accepts(const char* format_id, const char* format_json, qm_device_kind device,
                          int32_t sm, qm_dtype activation) noexcept {
     try {
@@ -144,21 +175,6 @@ struct LinearKernelTable {
                                     void* workspace, qm_tensor* dx) noexcept {
     return guard(call, [&] { return Kernel::MatmulTransposed(call, *packed, *dy, workspace, dx); });
   }
-  static constexpr qm_linear_kernel Make() {
-    qm_linear_kernel table{
-        sizeof(qm_linear_kernel), &Accepts, &Dequantize, nullptr, nullptr, nullptr, nullptr};
-    if constexpr (requires { &Kernel::Prepack; }) table.prepack = &Prepack;
-    if constexpr (requires { &Kernel::WorkspaceBytes; }) {
-      static_assert(noexcept(Kernel::WorkspaceBytes(qm_packed{}, 0)),
-                    "WorkspaceBytes has no call to report an error to: declare it noexcept");
-      table.workspace_bytes = &WorkspaceBytes;
-    }
-    if constexpr (requires { &Kernel::Matmul; }) table.matmul = &Matmul;
-    if constexpr (requires { &Kernel::MatmulTransposed; }) {
-      table.matmul_transposed = &MatmulTransposed;
-    }
-    return table;
-  }
 };
 
 // qm.format/1 from
@@ -172,7 +188,18 @@ struct LinearKernelTable {
 //                            const qm_named_tensor* tensors, uint64_t count,
 //                            const char* config_json, qm_packed* out);
 template <class Format>
-struct FormatTable {
+class FormatTable {
+ public:
+  // The table, for a constant of static storage.
+  static constexpr qm_format Make() {
+    return {sizeof(qm_format), Format::kFormatId,
+            Format::kTargets,  sizeof(Format::kTargets) / sizeof(Format::kTargets[0]),
+            Format::kFlags,    &Check,
+            &CanStore,         &ToCheckpoint,
+            &FromCheckpoint};
+  }
+
+ private:
   static qm_status Check(qm_call* call, const qm_packed* packed) noexcept {
     return guard(call, [&] { return Format::Check(call, *packed); });
   }
@@ -195,13 +222,6 @@ struct FormatTable {
     return guard(call, [&] {
       return Format::FromCheckpoint(call, target, layer, tensors, count, config_json, out);
     });
-  }
-  static constexpr qm_format Make() {
-    return {sizeof(qm_format), Format::kFormatId,
-            Format::kTargets,  sizeof(Format::kTargets) / sizeof(Format::kTargets[0]),
-            Format::kFlags,    &Check,
-            &CanStore,         &ToCheckpoint,
-            &FromCheckpoint};
   }
 };
 

@@ -20,23 +20,27 @@ namespace qm {
 
 // Storage of a 16-bit float; arithmetic is done in f32.
 struct F16 {
-  uint16_t bits;
+  uint16_t bits;  // as stored
 };
+// See F16.
 struct BF16 {
-  uint16_t bits;
+  uint16_t bits;  // as stored
 };
 
+// The bits of a float.
 QM_HD inline uint32_t FloatBits(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
   return bits;
 }
+// The float with these bits.
 QM_HD inline float FloatFromBits(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
   return value;
 }
 
+// Exact.
 QM_HD inline float ToFloat(BF16 x) { return FloatFromBits(static_cast<uint32_t>(x.bits) << 16); }
 // Round to nearest, ties to even; NaN stays a NaN.
 QM_HD inline BF16 ToBF16(float value) {
@@ -45,6 +49,7 @@ QM_HD inline BF16 ToBF16(float value) {
   return {static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16)};
 }
 
+// Exact.
 QM_HD inline float ToFloat(F16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t exponent = (x.bits >> 10) & 0x1Fu;
@@ -69,44 +74,42 @@ QM_HD inline F16 ToF16(float value) {
   return {static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13))};
 }
 
+// DTypeOf<T>::value is the dtype code of a C++ type.
 template <class T>
 struct DTypeOf;
-template <>
-struct DTypeOf<float> {
-  static constexpr qm_dtype value = QM_F32;
+// A dtype code as a type.
+template <qm_dtype kDType>
+struct DTypeConstant {
+  // The code.
+  static constexpr qm_dtype value = kDType;
 };
+// dtype of float
 template <>
-struct DTypeOf<double> {
-  static constexpr qm_dtype value = QM_F64;
-};
+struct DTypeOf<float> : DTypeConstant<QM_F32> {};
+// dtype of double
 template <>
-struct DTypeOf<F16> {
-  static constexpr qm_dtype value = QM_F16;
-};
+struct DTypeOf<double> : DTypeConstant<QM_F64> {};
+// dtype of F16
 template <>
-struct DTypeOf<BF16> {
-  static constexpr qm_dtype value = QM_BF16;
-};
+struct DTypeOf<F16> : DTypeConstant<QM_F16> {};
+// dtype of BF16
 template <>
-struct DTypeOf<int8_t> {
-  static constexpr qm_dtype value = QM_I8;
-};
+struct DTypeOf<BF16> : DTypeConstant<QM_BF16> {};
+// dtype of int8_t
 template <>
-struct DTypeOf<uint8_t> {
-  static constexpr qm_dtype value = QM_U8;
-};
+struct DTypeOf<int8_t> : DTypeConstant<QM_I8> {};
+// dtype of uint8_t
 template <>
-struct DTypeOf<int16_t> {
-  static constexpr qm_dtype value = QM_I16;
-};
+struct DTypeOf<uint8_t> : DTypeConstant<QM_U8> {};
+// dtype of int16_t
 template <>
-struct DTypeOf<int32_t> {
-  static constexpr qm_dtype value = QM_I32;
-};
+struct DTypeOf<int16_t> : DTypeConstant<QM_I16> {};
+// dtype of int32_t
 template <>
-struct DTypeOf<int64_t> {
-  static constexpr qm_dtype value = QM_I64;
-};
+struct DTypeOf<int32_t> : DTypeConstant<QM_I32> {};
+// dtype of int64_t
+template <>
+struct DTypeOf<int64_t> : DTypeConstant<QM_I64> {};
 
 // Bytes of one element; 0 for a type that is not one of ours.
 inline int64_t ElementSize(qm_dtype dtype) {
@@ -136,6 +139,7 @@ template <class T>
 class TensorView {
  public:
   TensorView() = default;
+  // The caller has checked dtype and device (ViewMatrix does).
   QM_HD explicit TensorView(const qm_tensor& t) : data_(static_cast<T*>(t.data)), rank_(t.rank) {
     for (int d = 0; d < QM_MAX_RANK; ++d) {
       shape_[d] = t.shape[d];
@@ -143,13 +147,20 @@ class TensorView {
     }
   }
 
+  // First element.
   QM_HD T* data() const { return data_; }
+  // Dimensions.
   QM_HD int rank() const { return rank_; }
+  // Extent of an axis.
   QM_HD int64_t shape(int axis) const { return shape_[axis]; }
+  // Elements between neighbours along an axis.
   QM_HD int64_t stride(int axis) const { return stride_[axis]; }
 
+  // An element of a vector.
   QM_HD T& operator()(int64_t i) const { return data_[Offset(0, i)]; }
+  // An element of a matrix.
   QM_HD T& operator()(int64_t i, int64_t j) const { return data_[Offset(0, i) + Offset(1, j)]; }
+  // An element of a rank-3 tensor.
   QM_HD T& operator()(int64_t i, int64_t j, int64_t k) const {
     return data_[Offset(0, i) + Offset(1, j) + Offset(2, k)];
   }

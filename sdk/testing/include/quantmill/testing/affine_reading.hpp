@@ -14,15 +14,20 @@ namespace qm::testing {
 
 // Everything a packed weight holds, unpacked.
 struct AffineContent {
-  int64_t rows = 0, cols = 0, groups = 0;
-  std::vector<int> codes;           // [rows, cols]
+  int64_t rows = 0;        // of the weight
+  int64_t cols = 0;        // of the weight
+  int64_t groups = 0;      // of a row
+  std::vector<int> codes;  // [rows, cols]
+  // Scales and zero points.
   std::vector<double> scale, zero;  // [rows, groups]
   std::vector<int> group_of;        // [cols]
 
+  // The weight at row r, column c.
   double Value(int64_t r, int64_t c) const {
     const int64_t g = r * groups + group_of[c];
     return scale[g] * (codes[r * cols + c] - zero[g]);
   }
+  // All weights, row-major.
   std::vector<double> Values() const {
     std::vector<double> out;
     for (int64_t r = 0; r < rows; ++r) {
@@ -32,6 +37,7 @@ struct AffineContent {
   }
 };
 
+// Value of F16 bits.
 inline double HalfToDouble(uint16_t bits) {
   const int exponent = (bits >> 10) & 31, mantissa = bits & 1023;
   const double magnitude = exponent == 0    ? std::ldexp(mantissa, -24)
@@ -40,6 +46,7 @@ inline double HalfToDouble(uint16_t bits) {
   return (bits & 0x8000) != 0 ? -magnitude : magnitude;
 }
 
+// Value of BF16 bits.
 inline double BrainToDouble(uint16_t bits) {
   const int exponent = (bits >> 7) & 255, mantissa = bits & 127;
   const double magnitude = exponent == 0     ? std::ldexp(mantissa, -133)
@@ -48,6 +55,7 @@ inline double BrainToDouble(uint16_t bits) {
   return (bits & 0x8000) != 0 ? -magnitude : magnitude;
 }
 
+// Elements of a tensor of any of the scale types.
 inline std::vector<double> ReadScales(FakeCall& call, const qm_tensor& scale) {
   std::vector<double> out;
   if (scale.dtype == QM_F16) {

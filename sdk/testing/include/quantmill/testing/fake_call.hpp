@@ -35,8 +35,10 @@ inline bool HaveGpu() {
 #endif
 }
 
+// One open call on plain memory; see the top of the file.
 class FakeCall {
  public:
+  // For FailScratchAt and its like: at no call.
   static constexpr int64_t kNever = -1;
 
   // On CUDA (device.kind QM_CUDA) a stream is created; throws std::runtime_error without a GPU.
@@ -63,6 +65,7 @@ class FakeCall {
   FakeCall(const FakeCall&) = delete;
   FakeCall& operator=(const FakeCall&) = delete;
 
+  // What the plugin gets.
   qm_call* get() { return &call_; }
 
   // ---- what the plugin is given ----
@@ -79,6 +82,7 @@ class FakeCall {
     options_[name] = value;
     return *this;
   }
+  // call->seed; default 1.
   FakeCall& Seed(uint64_t seed) {
     call_.seed = seed;
     return *this;
@@ -88,10 +92,12 @@ class FakeCall {
     threads_ = count;
     return *this;
   }
+  // The host offers no linear algebra.
   FakeCall& WithoutLinalg() {
     linalg_ = false;
     return *this;
   }
+  // scratch gives NULL beyond this many bytes; 0 = no limit.
   FakeCall& ScratchLimit(uint64_t bytes) {
     scratch_limit_ = bytes;
     return *this;
@@ -101,10 +107,12 @@ class FakeCall {
     fail_scratch_at_ = nth;
     return *this;
   }
+  // See FailScratchAt.
   FakeCall& FailEmitAt(int64_t nth) {
     fail_emit_at_ = nth;
     return *this;
   }
+  // See FailScratchAt.
   FakeCall& CancelAt(int64_t nth) {
     cancel_at_ = nth;
     return *this;
@@ -125,17 +133,27 @@ class FakeCall {
   }
 
   // ---- what the plugin did ----
+  // Code of the last fail, QM_OK without one.
   qm_status code() const { return code_; }
+  // Text of the last fail.
   const std::string& error() const { return error_; }
+  // Severity and text of each line logged.
   const std::vector<std::pair<int32_t, std::string>>& logs() const { return logs_; }
+  // How often progress was called.
   int64_t progress_calls() const { return progress_calls_; }
+  // How often scratch was called.
   int64_t scratch_calls() const { return scratch_calls_; }
+  // How often emit was called.
   int64_t emit_calls() const { return emit_calls_; }
+  // How often inverse_cholesky was called.
   int64_t cholesky_calls() const { return cholesky_calls_; }
-  uint64_t scratch_bytes() const { return scratch_bytes_; }  // sum of all requests, rounded to 256
+  // Sum of all requests, each rounded up to 256.
+  uint64_t scratch_bytes() const { return scratch_bytes_; }
+  // Whether linear `item` got a tensor of that name.
   bool Emitted(uint64_t item, const std::string& name) const {
     return emitted_.count({item, name}) != 0;
   }
+  // That tensor; throws std::runtime_error if there is none.
   const qm_tensor& EmittedTensor(uint64_t item, const std::string& name) const {
     const auto found = emitted_.find({item, name});
     if (found == emitted_.end()) throw std::runtime_error("nothing was emitted as " + name);
@@ -146,6 +164,7 @@ class FakeCall {
   std::vector<T> Read(uint64_t item, const std::string& name) {
     return Read<T>(EmittedTensor(item, name));
   }
+  // Host copy of any tensor of the call.
   template <class T>
   std::vector<T> Read(const qm_tensor& t) {
     if (t.dtype != DTypeOf<T>::value) throw std::runtime_error("read with the wrong type");

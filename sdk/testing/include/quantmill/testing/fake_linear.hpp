@@ -14,6 +14,7 @@ extern "C" const qm_plugin* qm_plugin_entry_v1(void);
 
 namespace qm::testing {
 
+// A layer to quantize; see the top of the file.
 class FakeLinear {
  public:
   // Weights [rows, cols] of standard deviation 0.02, the same for the same seed.
@@ -35,12 +36,14 @@ class FakeLinear {
     weights_.resize(static_cast<size_t>(rows * cols));
   }
 
+  // The method under test.
   const qm_method& method() const { return *qm_plugin_entry_v1()->methods[0]; }
   // What the method is told; tests may change it.
   qm_linear_info& info() { return info_; }
   // Row-major; tests may change them.
   std::vector<float>& weights() { return weights_; }
 
+  // Calls plan.
   qm_status Plan(FakeCall& call, qm_quant_plan* out) const {
     *out = {};
     out->struct_size = sizeof *out;

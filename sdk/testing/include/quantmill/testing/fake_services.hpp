@@ -23,6 +23,7 @@ inline bool& InFakeParallelRegion() {
   return inside;
 }
 
+// qm_host_threads::parallel_for on threads of its own.
 inline qm_status FakeParallelFor(int threads, int64_t n, int64_t grain, qm_range_fn fn, void* arg,
                                  qm_call* call) noexcept {
   if (InFakeParallelRegion()) {
