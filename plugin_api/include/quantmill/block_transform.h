@@ -17,27 +17,27 @@ extern "C" {
 typedef struct qm_site_consumer { /* FROZEN */
   const char* name;               /* module name, e.g. "model.layers.3.self_attn.o_proj" */
   const int32_t* channel_map;     /* in_features entries; NULL = identity */
-  int64_t in_features;
-  uint64_t flags; /* QM_CONSUMER_* */
+  int64_t in_features;            /* inputs of this reader */
+  uint64_t flags;                 /* QM_CONSUMER_* */
 } qm_site_consumer;
 /* Not a slot (the router of a mixture of experts): never packed, but rescaled by the host too. */
 #define QM_CONSUMER_NOT_A_SLOT (UINT64_C(1) << 0)
 
 typedef struct qm_scale_site { /* FROZEN: a place where channels may be rescaled without effect */
-  const char* id;
-  const char* producer; /* norm, or linear whose output channels feed the consumers */
-  const qm_site_consumer* consumers;
-  uint64_t consumer_count;
-  int64_t channels; /* of the producer */
-  uint64_t flags;   /* QM_SITE_* */
+  const char* id;              /* of the site */
+  const char* producer;        /* norm, or linear whose output channels feed the consumers */
+  const qm_site_consumer* consumers; /* every reader of the channels */
+  uint64_t consumer_count;           /* entries of consumers */
+  int64_t channels;                  /* of the producer */
+  uint64_t flags;                    /* QM_SITE_* */
 } qm_scale_site;
 #define QM_SITE_ROTATABLE (UINT64_C(1) << 0)
 
 /* How a linear will be rounded by the next packing stage on it; bits 0 = by none. */
 typedef struct qm_next_rounding { /* FROZEN */
-  int32_t bits;
-  int32_t symmetric;
-  int64_t group_size; /* -1 = per output channel */
+  int32_t bits;                   /* of a code; 0 = stays dense */
+  int32_t symmetric;              /* 1: zero point fixed at 2^(bits-1) */
+  int64_t group_size;             /* -1 = per output channel */
 } qm_next_rounding;
 
 typedef int32_t qm_edit_kind;
@@ -49,21 +49,21 @@ enum {
   QM_EDIT_REPLACE = 4 /* target = tensor; value = new content; changes the function */
 };
 typedef struct qm_edit { /* FROZEN */
-  const char* target;
-  qm_tensor value;
-  qm_edit_kind kind;
-  int32_t reserved; /* zero */
+  const char* target;    /* site, linear or tensor, by kind */
+  qm_tensor value;       /* by kind; in scratch */
+  qm_edit_kind kind;     /* QM_EDIT_* */
+  int32_t reserved;      /* zero */
 } qm_edit;
 
 typedef struct qm_block_info { /* GROWABLE */
   uint64_t struct_size;
-  const char* name; /* "model.layers.3" */
-  const qm_linear_info* const* linears;
+  const char* name;                     /* "model.layers.3" */
+  const qm_linear_info* const* linears; /* the linears of the block */
   const qm_tensor* weights; /* one per linear, read-only, f32 [out, in] on call->device */
   const qm_next_rounding* next_roundings; /* one per linear */
-  uint64_t linear_count;
-  const qm_scale_site* sites;
-  uint64_t site_count;
+  uint64_t linear_count;                  /* entries of linears, weights and next_roundings */
+  const qm_scale_site* sites;             /* places where channels may be rescaled */
+  uint64_t site_count;                    /* entries of sites */
 } qm_block_info;
 
 typedef struct qm_block_transform { /* GROWABLE table */
