@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <memory>
@@ -236,9 +237,10 @@ absl::StatusOr<WorkerEnd> RunWorker(const WorkerOptions& options, const EventSin
       KillGroup(child);
     }
   }
-  while (!HasEnded(child)) {  // it closed its pipe and goes on
+  // It closed its pipe: most often because it is about to end.
+  for (int wait = 1; !HasEnded(child); wait = std::min(2 * wait, kPollMilliseconds)) {
     watchdog.Check();
-    poll(nullptr, 0, kPollMilliseconds);
+    poll(nullptr, 0, wait);
   }
   KillGroup(child);
   Reap(child, &end);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 
@@ -82,6 +83,10 @@ bool ReadDynamic(const Bytes& bytes, const Elf64_Shdr& table, const Elf64_Shdr& 
 }  // namespace
 
 absl::StatusOr<ElfFacts> ReadElf(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, " is no file"));
+  }
   std::ifstream file(path, std::ios::binary);
   const Bytes bytes(std::string(std::istreambuf_iterator<char>(file), {}));
   Elf64_Ehdr header;

@@ -158,7 +158,10 @@ void OnFault(int number, siginfo_t* info, void*) {
   signal(number, SIG_DFL);
   std::string rule;
   const std::string text = DescribeFault(info->si_addr, &rule);
-  if (text.empty()) return;  // the access is repeated and ends the process
+  if (text.empty()) {
+    raise(number);  // delivered when this handler returns
+    return;
+  }
   WriteVerdictLine(report_descriptor, "failed", rule, text);
   _exit(kExitReported);
 }

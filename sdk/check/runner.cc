@@ -144,6 +144,11 @@ Verdict VerdictOfDeath(const WorkerEnd& end, const Case& item, double limit, con
     return {State::kTimedOut, item.scope == Scope::kFile ? "QM-P-001" : "QM-P-008",
             absl::StrCat("it had not come back after ", limit, " s")};
   }
+  if (end.signal == SIGSYS) {  // a watched call made with signals blocked (syscall_watch.h)
+    return Failed("QM-P-001",
+                  "it starts a thread while it is loaded or scanned; loading, entry and ext may "
+                  "only hand out constant data");
+  }
   std::string text = end.signal == 0
                          ? absl::StrCat("the process ", end.How(0),
                                         " in the middle of the case: something called exit()")

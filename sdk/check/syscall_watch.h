@@ -15,7 +15,8 @@ enum class WatchPhase {
 
 // False where kernel or processor do not offer it; nothing is watched then. What a phase does not
 // let through ends the process: `on_misuse` is called with words like "it opens /etc/passwd" or "it
-// starts a thread", and must not return.
+// starts a thread", and must not return. A call made with all signals blocked, as pthread_create
+// makes its own, ends the process by SIGSYS instead.
 bool StartWatch(void (*on_misuse)(const std::string& what));
 
 void SetWatchPhase(WatchPhase phase);
