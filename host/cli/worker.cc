@@ -1,5 +1,5 @@
-// quantmill worker: the process that loads plugins and computes. Started by `run` and `plan`; its
-// request comes on stdin, its events go to descriptor 3.
+// quantmill worker: the process that loads plugins and computes. Started by `run`, `plan`, `try`
+// and `replay`; its request comes on stdin, its events go to descriptor 3.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -12,8 +12,10 @@
 #include "core/base/status.h"
 #include "host/cli/command.h"
 #include "host/run/job.h"
-#include "host/run/slot_work.h"
+#include "host/run/method_runner.h"
 #include "host/supervisor/supervise.h"
+#include "host/trial/replay_call.h"
+#include "host/trial/try_layers.h"
 
 namespace quantmill {
 namespace {
@@ -37,17 +39,28 @@ class EventPipe {
   std::mutex mutex_;
 };
 
+// What a request asks for: one call of `try` or `replay`, else a run or a plan.
+absl::StatusOr<nlohmann::ordered_json> Serve(const nlohmann::json& request, const EventSink& sink) {
+  const std::string mode =
+      request.is_object() && request.contains("mode") && request["mode"].is_string()
+          ? request["mode"].get<std::string>()
+          : "";
+  if (mode == kTryMode) return RunTryTask(request, sink);
+  if (mode == kReplayMode) return RunReplayTask(request, sink);
+  QM_ASSIGN_OR_RETURN(const JobRequest job, JobRequestFromJson(request));
+  return RunJob(job, sink);
+}
+
 absl::StatusOr<int> RunWorkerCommand(const Arguments&) {
   if (fcntl(kEventDescriptor, F_GETFD) < 0) {
-    return UsageError("'worker' is started by 'run' and 'plan'", "", "use quantmill run");
+    return UsageError("'worker' is started by other commands", "", "use quantmill run");
   }
   fcntl(kEventDescriptor, F_SETFD, FD_CLOEXEC);
   const std::string text((std::istreambuf_iterator<char>(std::cin)), {});
   EventPipe pipe;
-  QM_ASSIGN_OR_RETURN(const JobRequest request,
-                      JobRequestFromJson(nlohmann::json::parse(text, nullptr, false)));
   const absl::StatusOr<nlohmann::ordered_json> result =
-      RunJob(request, [&pipe](const nlohmann::json& event) { pipe.Write(event); });
+      Serve(nlohmann::json::parse(text, nullptr, false),
+            [&pipe](const nlohmann::json& event) { pipe.Write(event); });
   // Nothing in this process can be trusted any more, destructors included.
   if (IsDeviceLost(result.status())) _exit(kExitDeviceLost);
   pipe.Write(result.ok() ? ResultEvent(*result) : ErrorEvent(result.status()));

@@ -1,0 +1,155 @@
+#include "host/trial/session.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/status.h"
+#include "core/formats/distortion.h"
+#include "host/plugins/catalog.h"
+#include "host/run/backend.h"
+#include "host/run/unit_source.h"
+
+namespace quantmill {
+namespace {
+
+// A call that takes longer than this in all is timed once.
+constexpr double kTimedSeconds = 0.2;
+constexpr int kMostTimedCalls = 3;
+
+// The method, and everything that may know its format.
+std::vector<std::string> MethodsToLoad(const Catalog& catalog, const std::string& method) {
+  std::set<std::string> ids = {method};
+  for (const PluginInfo& plugin : catalog.plugins) {
+    if (!plugin.rejected.empty()) continue;
+    for (const MethodInfo& other : plugin.methods) {
+      if (other.Has(QM_EXT_FORMAT) || other.Has(QM_EXT_LINEAR_KERNEL)) ids.insert(other.id);
+    }
+  }
+  return {ids.begin(), ids.end()};
+}
+
+absl::StatusOr<Tensor> HostCopy(const Tensor& tensor, Backend& backend) {
+  if (tensor.device().is_cpu()) return tensor;
+  QM_ASSIGN_OR_RETURN(Tensor host, Tensor::Host(tensor.dtype(), tensor.shape()));
+  QM_RETURN_IF_ERROR(backend.Copy(tensor, &host));
+  return host;
+}
+
+}  // namespace
+
+nlohmann::json ToJson(const TrialSetup& setup) {
+  return {{"plugins", setup.plugins},
+          {"method", setup.method},
+          {"device", setup.device},
+          {"last_words", setup.last_words}};
+}
+
+TrialSetup TrialSetupFromJson(const nlohmann::json& json) {
+  return {json.value("plugins", std::vector<std::string>()), json.value("method", ""),
+          json.value("device", "cpu"), json.value("last_words", "")};
+}
+
+nlohmann::ordered_json ToJson(const TrialResult& result) {
+  nlohmann::ordered_json json = {{"format", result.format_id},
+                                 {"bits_per_weight", result.bits_per_weight},
+                                 {"weight_nmse", result.weight_nmse}};
+  if (result.output_nmse >= 0) json["output_nmse"] = result.output_nmse;
+  json["seconds"] = result.seconds;
+  json["scratch_bytes"] = result.scratch_bytes;
+  return json;
+}
+
+TrialResult TrialResultFromJson(const nlohmann::ordered_json& json) {
+  TrialResult result;
+  result.format_id = json.value("format", "");
+  result.bits_per_weight = json.value("bits_per_weight", 0.0);
+  result.weight_nmse = json.value("weight_nmse", 0.0);
+  result.output_nmse = json.value("output_nmse", -1.0);
+  result.seconds = json.value("seconds", 0.0);
+  result.scratch_bytes = json.value("scratch_bytes", uint64_t{0});
+  return result;
+}
+
+absl::StatusOr<std::unique_ptr<TrialSession>> TrialSession::Open(const TrialSetup& setup,
+                                                                 const EventSink& sink) {
+  std::unique_ptr<TrialSession> session(new TrialSession());
+  QM_ASSIGN_OR_RETURN(const Catalog catalog, DiscoverPlugins(setup.plugins));
+  QM_RETURN_IF_ERROR(CheckNamedPlugins(catalog, setup.plugins));
+  QM_ASSIGN_OR_RETURN(session->backend_, MakeBackend(setup.device, DType::kF32));
+  QM_ASSIGN_OR_RETURN(session->host_, MakeCpuBackend());
+  QM_ASSIGN_OR_RETURN(const std::vector<LoadedMethod> methods,
+                      LoadMethods(catalog, MethodsToLoad(catalog, setup.method)));
+  for (const LoadedMethod& loaded : methods) {
+    if (setup.method == loaded.method->id) session->method_ = loaded;
+  }
+  session->formats_ = std::make_unique<PluginFormats>(methods, *session->host_);
+  if (!setup.last_words.empty()) {
+    QM_ASSIGN_OR_RETURN(session->words_, LastWords::Open(setup.last_words));
+  }
+  session->runner_ =
+      std::make_unique<MethodRunner>(*session->backend_, session->words_.get(), sink);
+  return session;
+}
+
+absl::StatusOr<SlotPlan> TrialSession::Plan(const TrialCall& call) {
+  return runner_->Plan(method_, call.stage, call.slot, call.options, call.weight_dtype,
+                       call.scale_dtype);
+}
+
+absl::StatusOr<SlotOutcome> TrialSession::RunOnce(const SlotTask& task, const std::string& stage) {
+  RunContext context;
+  context.stage = stage;
+  SlotOutcome outcome = std::move(runner_->Run(method_, context, {&task, 1})[0]);
+  QM_RETURN_IF_ERROR(outcome.status);
+  return outcome;
+}
+
+absl::Status TrialSession::Judge(const TrialCall& call, const PackedWeight& packed,
+                                 TrialResult* result) {
+  QM_RETURN_IF_ERROR(formats_->Check(packed));
+  QM_ASSIGN_OR_RETURN(const Tensor dequantized,
+                      DequantizeOn(*backend_, *formats_, packed, DType::kF32));
+  QM_ASSIGN_OR_RETURN(const Tensor approximate, HostCopy(dequantized, *backend_));
+  QM_ASSIGN_OR_RETURN(const Distortion distortion, MeasureDistortion(call.weight, approximate));
+  if (!distortion.finite) {
+    return absl::InternalError("the packed weight dequantizes to values that are not finite");
+  }
+  result->weight_nmse = distortion.nmse();
+  if (call.output_error) {
+    QM_ASSIGN_OR_RETURN(result->output_nmse, call.output_error(approximate));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<TrialResult> TrialSession::Call(const TrialCall& call) {
+  QM_ASSIGN_OR_RETURN(const SlotPlan plan, Plan(call));
+  QM_ASSIGN_OR_RETURN(const Statistics statistics, call.statistics(plan));
+  SlotTask task;
+  task.slot = &call.slot;
+  task.options = &call.options;
+  task.plan = &plan;
+  task.weight_dtype = call.weight_dtype;
+  task.scale_dtype = call.scale_dtype;
+  task.stats = plan.stats.empty() ? nullptr : &statistics;
+  task.seed = call.seed;
+  QM_ASSIGN_OR_RETURN(task.weight, backend_->ToDevice(call.weight));
+  QM_ASSIGN_OR_RETURN(SlotOutcome outcome, RunOnce(task, call.stage));
+  TrialResult result;
+  result.seconds = outcome.seconds;
+  double total = outcome.seconds;
+  for (int calls = 1; call.timed && calls < kMostTimedCalls && total < kTimedSeconds; ++calls) {
+    QM_ASSIGN_OR_RETURN(outcome, RunOnce(task, call.stage));
+    result.seconds = std::min(result.seconds, outcome.seconds);
+    total += outcome.seconds;
+  }
+  result.format_id = outcome.packed.format_id;
+  result.bits_per_weight = outcome.packed.BitsPerWeight();
+  result.scratch_bytes = outcome.scratch_peak;
+  QM_RETURN_IF_ERROR(WithContext(Judge(call, outcome.packed, &result),
+                                 absl::StrCat("plugin ", method_.method->id, ", result of run()")));
+  return result;
+}
+
+}  // namespace quantmill

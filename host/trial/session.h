@@ -1,0 +1,88 @@
+// One call of a plugin outside of a run: what `try` and `replay` make. Loads plugins into this
+// process.
+#ifndef QUANTMILL_HOST_TRIAL_SESSION_H_
+#define QUANTMILL_HOST_TRIAL_SESSION_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/calib/statistics.h"
+#include "core/tensor/backend.h"
+#include "host/plugins/registry.h"
+#include "host/run/method_runner.h"
+#include "host/supervisor/last_words.h"
+#include "host/supervisor/process.h"
+#include "host/worker/formats.h"
+#include "nlohmann/json.hpp"
+
+namespace quantmill {
+
+struct TrialSetup {
+  std::vector<std::string> plugins;  // files, before those on the search path
+  std::string method;
+  std::string device;      // auto, cpu, cuda, cuda:N
+  std::string last_words;  // file of the mapped record; empty = none
+};
+nlohmann::json ToJson(const TrialSetup& setup);
+TrialSetup TrialSetupFromJson(const nlohmann::json& json);
+
+// What plan() and run() are given.
+struct TrialCall {
+  std::string stage;
+  LinearSlot slot;
+  ResolvedOptions options;
+  uint64_t seed = 0;
+  DType weight_dtype = DType::kF32, scale_dtype = DType::kF16;
+  Tensor weight;  // F32 [out, in] on the host
+  // The statistics a plan asks for, on the session's backend.
+  std::function<absl::StatusOr<Statistics>(const SlotPlan& plan)> statistics;
+  // Of a dequantized weight on the host; may be null.
+  std::function<absl::StatusOr<double>(const Tensor& approximate)> output_error;
+  bool timed = false;  // repeat a fast call: `seconds` is that of the fastest
+};
+
+struct TrialResult {
+  std::string format_id;
+  double bits_per_weight = 0;  // as stored
+  double weight_nmse = 0;      // sum (W - A)^2 / sum W^2
+  double output_nmse = -1;     // as TrialCall::output_error says; -1 = not measured
+  double seconds = 0;          // of run()
+  uint64_t scratch_bytes = 0;  // the most that run() held
+};
+
+// Also part of what the commands write with --json.
+nlohmann::ordered_json ToJson(const TrialResult& result);
+TrialResult TrialResultFromJson(const nlohmann::ordered_json& json);
+
+class TrialSession {
+ public:
+  static absl::StatusOr<std::unique_ptr<TrialSession>> Open(const TrialSetup& setup,
+                                                            const EventSink& sink);
+
+  Backend& backend() { return *backend_; }
+  Backend& host() { return *host_; }
+  const LoadedMethod& method() const { return method_; }
+
+  absl::StatusOr<SlotPlan> Plan(const TrialCall& call);
+  // plan(), run(), and what a run does with the result: the format's checks, dequantizing, errors.
+  absl::StatusOr<TrialResult> Call(const TrialCall& call);
+
+ private:
+  TrialSession() = default;
+  absl::StatusOr<SlotOutcome> RunOnce(const SlotTask& task, const std::string& stage);
+  absl::Status Judge(const TrialCall& call, const PackedWeight& packed, TrialResult* result);
+
+  std::unique_ptr<Backend> backend_, host_;
+  LoadedMethod method_;
+  std::unique_ptr<PluginFormats> formats_;
+  std::unique_ptr<LastWords> words_;
+  std::unique_ptr<MethodRunner> runner_;
+};
+
+}  // namespace quantmill
+
+#endif  // QUANTMILL_HOST_TRIAL_SESSION_H_
