@@ -1,5 +1,7 @@
 // quantmill try: a plugin on made-up layers, which it may crash on, hang on or refuse.
+#include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <fstream>
 
 #include "gmock/gmock.h"
@@ -15,8 +17,12 @@ using ::testing::Not;
 class TryTest : public RunFixture {
  protected:
   ProgramResult Try(std::vector<std::string> more, const std::string& plugin = QM_OFFENDER) {
-    std::vector<std::string> arguments = {"try",      plugin, "--shape", "64x128",
-                                          "--device", "cpu",  "--json",  Path("t.json")};
+    std::vector<std::string> arguments = {"try", plugin, "--json", Path("t.json")};
+    const auto has = [&more](const char* option) {
+      return std::find(more.begin(), more.end(), option) != more.end();
+    };
+    if (!has("--shape")) arguments.insert(arguments.end(), {"--shape", "64x128"});
+    if (!has("--device")) arguments.insert(arguments.end(), {"--device", "cpu"});
     arguments.insert(arguments.end(), more.begin(), more.end());
     const ProgramResult result = Program(arguments);
     std::ifstream file(Path("t.json"));
