@@ -9,7 +9,10 @@
 #include <tuple>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "core/tensor/backend.h"
 #include "core/tensor/tensor.h"
 
 namespace quantmill {
@@ -43,12 +46,21 @@ class Statistics {
   int64_t RowCount(int input_group, bool from_original = false) const;
 
   void Set(const StatRequest& request, Tensor value);
+  // Forgets what was measured of a group: its inputs are no longer those.
+  void Erase(int input_group);
+  const std::map<StatRequest, Tensor>& tensors() const { return tensors_; }
   void SetRowCount(int input_group, bool from_original, int64_t rows);
 
  private:
   std::map<StatRequest, Tensor> tensors_;
   std::map<std::pair<int, bool>, int64_t> row_counts_;
 };
+
+// The exact statistics of inputs divided by `scale`, one factor (not 0) per input feature, in the
+// place of those of the group's inputs, in both streams: hessian and cross become S^-1 H S^-1,
+// absmean and absmax are divided by |s|, rows by s. Computed on the host.
+absl::Status DivideInputs(Backend& backend, int input_group, absl::Span<const float> scale,
+                          Statistics* statistics);
 
 }  // namespace quantmill
 

@@ -1,4 +1,5 @@
-// Pieces of the forward pass shared by decoder.cc and moe.cc.
+// Pieces of the forward pass: shared by decoder.cc and moe.cc, and run alone where only a part of a
+// block is compared (core/calib/block_trials.h).
 #ifndef QUANTMILL_CORE_MODEL_BLOCK_PARTS_H_
 #define QUANTMILL_CORE_MODEL_BLOCK_PARTS_H_
 
@@ -9,6 +10,19 @@ namespace quantmill {
 
 // Shows x to the observer; sets *stopped when the run ends at this group.
 absl::Status ObserveInput(const BlockRun& run, int input_group, const Tensor& x, bool* stopped);
+
+// x normalised by rows, times `weight`.
+absl::StatusOr<Tensor> Normalized(Backend& backend, const ModelConfig& config, const Tensor& weight,
+                                  const Tensor& x);
+
+// The two halves of a block, without norm and residual: x [batch * length, hidden_size] is what the
+// norm before it returned, `out` has its shape. `*stopped` is set when run.stop_after_group was
+// reached; `out` is then undefined.
+absl::Status RunAttention(Backend& backend, const ModelConfig& config, const BlockWeights& weights,
+                          int64_t block, const RopeTables& rope, const BlockRun& run,
+                          const Tensor& x, Tensor* out, bool* stopped);
+absl::Status RunMlp(Backend& backend, const ModelConfig& config, const BlockWeights& weights,
+                    const BlockRun& run, const Tensor& x, Tensor* out, bool* stopped);
 
 // out = down(silu(gate(x)) * up(x)); `group` is the input group of gate and up, `group` + 1 that of
 // down. With no rows the observer is called and nothing else happens.

@@ -112,6 +112,8 @@ absl::Status PlaceQueriesAndKeys(Backend& backend, const ModelConfig& config,
   return backend.Rope(rope.cosine, rope.sine, run.first_position, length, config.head_dim, k);
 }
 
+}  // namespace
+
 absl::StatusOr<Tensor> Normalized(Backend& backend, const ModelConfig& config, const Tensor& weight,
                                   const Tensor& hidden) {
   QM_ASSIGN_OR_RETURN(Tensor normed, backend.Allocate(hidden.dtype(), hidden.shape()));
@@ -119,8 +121,6 @@ absl::StatusOr<Tensor> Normalized(Backend& backend, const ModelConfig& config, c
       backend.RmsNorm(hidden, weight, static_cast<float>(config.rms_norm_eps), &normed));
   return normed;
 }
-
-}  // namespace
 
 absl::Status ObserveInput(const BlockRun& run, int input_group, const Tensor& x, bool* stopped) {
   if (run.observer != nullptr) QM_RETURN_IF_ERROR(run.observer->OnInput(input_group, x));
@@ -146,10 +146,6 @@ absl::Status RunGatedMlp(Backend& backend, const LinearWeight& gate, const Linea
   return ApplyLinear(backend, down, gated, out);
 }
 
-namespace {
-
-// The two halves of a block, without norm and residual: x is what the norm before it returned.
-// `*stopped` is set when run.stop_after_group was reached; `out` is then undefined.
 absl::Status RunAttention(Backend& backend, const ModelConfig& config, const BlockWeights& weights,
                           int64_t block, const RopeTables& rope, const BlockRun& run,
                           const Tensor& x, Tensor* out, bool* stopped) {
@@ -190,8 +186,6 @@ absl::Status RunMlp(Backend& backend, const ModelConfig& config, const BlockWeig
   return RunGatedMlp(backend, weights.gate, weights.up, weights.down, config.intermediate_size,
                      kGroupGateUp, run, x, out, stopped);
 }
-
-}  // namespace
 
 absl::Status RunBlock(Backend& backend, const ModelConfig& config, const BlockWeights& weights,
                       int64_t block, const RopeTables& rope, const BlockRun& run, Tensor* hidden) {

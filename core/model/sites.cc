@@ -76,4 +76,31 @@ std::vector<ScaleSite> BlockSites(const ModelConfig& config, int64_t block) {
   return sites;
 }
 
+std::vector<int> GroupsBehind(const ModelConfig& config, int64_t block, const std::string& tensor) {
+  const std::vector<LinearSlot> slots = BlockSlots(config, block);
+  const int last = slots.back().input_group;
+  auto from = [last](int first) {
+    std::vector<int> groups;
+    for (int group = first; group <= last; ++group) groups.push_back(group);
+    return groups;
+  };
+  const std::string name = BlockName(block);
+  if (tensor == name + ".input_layernorm.weight") return from(0);
+  if (tensor == name + ".self_attn.q_norm.weight" || tensor == name + ".self_attn.k_norm.weight") {
+    return from(1);
+  }
+  if (tensor == name + ".post_attention_layernorm.weight" ||
+      tensor == RouterName(config, block) + ".weight") {
+    return from(2);
+  }
+  const std::string module = tensor.substr(0, tensor.rfind('.'));
+  for (const LinearSlot& slot : slots) {
+    if (slot.name != module) continue;
+    if (slot.input_group < 2) return from(slot.input_group + 1);
+    // Gate and up feed the down of their own MLP only.
+    return slot.input_group % 2 == 0 ? std::vector<int>{slot.input_group + 1} : std::vector<int>{};
+  }
+  return {};
+}
+
 }  // namespace quantmill

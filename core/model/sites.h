@@ -48,6 +48,10 @@ struct ScaleSite {
 // The sites of decoder layer `block` in the order of execution.
 std::vector<ScaleSite> BlockSites(const ModelConfig& config, int64_t block);
 
+// The input groups (LinearSlot::input_group) of decoder layer `block` whose inputs depend on a
+// tensor of it ("model.layers.3.mlp.up_proj.weight"); empty for a tensor it has not.
+std::vector<int> GroupsBehind(const ModelConfig& config, int64_t block, const std::string& tensor);
+
 }  // namespace quantmill
 
 #endif  // QUANTMILL_CORE_MODEL_SITES_H_

@@ -130,7 +130,6 @@ class Checker {
     planned.name = stage.name;
     planned.use = stage.use;
     planned.method = use->method->id;
-    planned.capability = use->capability;
     planned.tables = use->tables;
     planned.packs = use->Packs();
     planned.requantize = stage.requantize;
@@ -163,6 +162,7 @@ class Checker {
                                                "' does not quantize; name a quantizing method"));
       return;
     }
+    planned->fallback_method = use->method->id;
     planned->fallback_options =
         ResolveOptions(*use->method, stage.on_error.options, {}, stage.location, &errors_);
   }
@@ -215,9 +215,6 @@ class Checker {
       }
     }
     resolved.push_back(ResolveOptions(method, stage.options, {}, stage.location, &errors_));
-    if (!planned->capability.empty()) {
-      for (ResolvedOptions& options : resolved) options[kCapabilityOption] = planned->capability;
-    }
     std::vector<std::set<std::string>> used(patterns.size());
     for (const int index : planned->slots) {
       const std::string& name = plan_.slots[index].name;
@@ -241,14 +238,14 @@ class Checker {
 
   // Slot states: which stage has packed what so far.
   void Advance(const Stage& stage, PlannedStage* planned) {
-    const bool wants_dense =
-        planned->packs || std::find(planned->tables.begin(), planned->tables.end(),
-                                    QM_EXT_BLOCK_TRANSFORM) != planned->tables.end();
+    const bool transforms = std::find(planned->tables.begin(), planned->tables.end(),
+                                      QM_EXT_BLOCK_TRANSFORM) != planned->tables.end();
+    const bool wants_dense = planned->packs || transforms;
     std::map<int, std::vector<int>> conflicts;  // earlier stage -> slots
     for (const int slot : planned->slots) {
       int& packed_by = plan_.packed_by[slot];
       if (wants_dense && packed_by >= 0) {
-        if (!stage.requantize) conflicts[packed_by].push_back(slot);
+        if (!stage.requantize || transforms) conflicts[packed_by].push_back(slot);
         packed_by = -1;
       }
       if (planned->packs) packed_by = static_cast<int>(plan_.stages.size());
@@ -256,12 +253,14 @@ class Checker {
     for (const auto& [earlier, slots] : conflicts) {
       const std::string more =
           slots.size() > 1 ? absl::StrCat(" and ", slots.size() - 1, " more") : "";
-      errors_.Add(stage.location,
-                  absl::StrCat("stage '", stage.name, "' wants ", plan_.slots[slots[0]].name, more,
-                               " dense; stage '", plan_.stages[earlier].name, "' (",
-                               plan_.stages[earlier].method,
-                               ") has packed it; narrow one pattern, or set requantize: true "
-                               "(dequantizes first, loses twice)"));
+      errors_.Add(
+          stage.location,
+          absl::StrCat("stage '", stage.name, "' wants ", plan_.slots[slots[0]].name, more,
+                       " dense; stage '", plan_.stages[earlier].name, "' (",
+                       plan_.stages[earlier].method, ") has packed it; narrow one pattern, or ",
+                       transforms ? "put the transform first"
+                                  : "set requantize: true (dequantizes first, loses "
+                                    "twice)"));
     }
   }
 

@@ -11,12 +11,6 @@
 namespace quantmill {
 namespace {
 
-// Capability names of the contract; all of them propose edits to a block.
-const std::vector<std::string>& TransformNames() {
-  static const auto* names = new std::vector<std::string>{"scale", "clip", "smooth"};
-  return *names;
-}
-
 absl::Status UnknownMethod(const Catalog& catalog, const std::string& use) {
   std::string remedy;
   for (const PluginInfo& plugin : catalog.plugins) {
@@ -41,18 +35,6 @@ absl::Status CheckStage(const MethodInfo& method) {
                                               "see quantmill plugins"));
 }
 
-absl::StatusOr<MethodUse> FindCapability(const MethodInfo& method, const std::string& capability) {
-  const std::vector<std::string>& known = TransformNames();
-  const bool transforms = method.Has(QM_EXT_BLOCK_TRANSFORM);
-  if (std::find(known.begin(), known.end(), capability) == known.end() || !transforms) {
-    return absl::InvalidArgumentError(
-        ErrorText(absl::StrCat("method '", method.id, "' has no capability '", capability, "'"),
-                  transforms ? NearestHint(capability, known)
-                             : absl::StrCat("write '", method.id, "' for the whole method")));
-  }
-  return MethodUse{&method, capability, {QM_EXT_BLOCK_TRANSFORM}};
-}
-
 }  // namespace
 
 bool MethodUse::Runs(std::string_view table) const {
@@ -62,21 +44,15 @@ bool MethodUse::Runs(std::string_view table) const {
 bool MethodUse::Packs() const { return Runs(QM_EXT_QUANTIZE_LINEAR); }
 
 absl::StatusOr<MethodUse> FindUse(const Catalog& catalog, const std::string& use) {
-  if (const MethodInfo* method = catalog.FindMethod(use)) {
-    QM_RETURN_IF_ERROR(CheckStage(*method));
-    MethodUse result{method, "", {}};
-    for (const char* table : {QM_EXT_BLOCK_TRANSFORM, QM_EXT_QUANTIZE_LINEAR, QM_EXT_BLOCK_TUNE,
-                              QM_EXT_REPARAMETRIZE}) {
-      if (method->Has(table)) result.tables.push_back(table);
-    }
-    return result;
-  }
-  const size_t dot = use.rfind('.');
-  const MethodInfo* method =
-      dot == std::string::npos ? nullptr : catalog.FindMethod(use.substr(0, dot));
+  const MethodInfo* method = catalog.FindMethod(use);
   if (method == nullptr) return UnknownMethod(catalog, use);
   QM_RETURN_IF_ERROR(CheckStage(*method));
-  return FindCapability(*method, use.substr(dot + 1));
+  MethodUse result{method, {}};
+  for (const char* table :
+       {QM_EXT_BLOCK_TRANSFORM, QM_EXT_QUANTIZE_LINEAR, QM_EXT_BLOCK_TUNE, QM_EXT_REPARAMETRIZE}) {
+    if (method->Has(table)) result.tables.push_back(table);
+  }
+  return result;
 }
 
 }  // namespace quantmill

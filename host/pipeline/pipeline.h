@@ -44,10 +44,8 @@ struct OnError {
 };
 
 struct Stage {
-  std::string name;        // unique; default: the method's id
-  std::string use;         // "gptq" or "awq.scale", as written
-  std::string method;      // "gptq", "awq"
-  std::string capability;  // "scale"; empty for a plain name
+  std::string name;  // unique; default: the method's id
+  std::string use;   // the method's id: "gptq", "awq.scale"
   OptionMap options;
   std::vector<std::string> layers = {"*"};
   std::vector<Override> overrides;  // first match wins

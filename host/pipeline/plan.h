@@ -14,15 +14,10 @@
 
 namespace quantmill {
 
-// Options of a stage that uses one capability of a method ("awq.scale") hold its name under this
-// key, so that the plugin can ask for it with opt_str. Absent, and so "", for a plain name.
-inline constexpr char kCapabilityOption[] = "qm.capability";
-
 struct PlannedStage {
-  std::string name;        // unique in the pipeline
-  std::string use;         // as written: "awq.scale"
-  std::string method;      // "awq"
-  std::string capability;  // "scale"; empty for a plain name
+  std::string name;    // unique in the pipeline
+  std::string use;     // as written
+  std::string method;  // its id: "awq", "awq.scale"
   // ABI tables to run on the slots, in order: for a plain "awq" qm.block-transform/1 and then
   // qm.quantize-linear/1.
   std::vector<std::string> tables;
@@ -32,7 +27,8 @@ struct PlannedStage {
   std::vector<int> slots;
   std::vector<ResolvedOptions> options;
   OnError on_error;                  // the stage's, or run.on_error
-  ResolvedOptions fallback_options;  // on_error: {use: ...}, resolved against that method
+  std::string fallback_method;       // on_error: {use: ...}
+  ResolvedOptions fallback_options;  // resolved against that method
   nlohmann::json train;
   SourceLocation location;
 };

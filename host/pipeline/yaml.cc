@@ -209,7 +209,6 @@ class PipelineReader {
     if (const YamlNode* use = section.Require("use", "name the method")) {
       stage.use_location = use->location;
       stage.use = section.Text("use", "");
-      SplitUse(&stage);
     }
     stage.name = section.Text("name", "");
     CheckName(&section, stage);
@@ -226,16 +225,6 @@ class PipelineReader {
     stage.requantize = section.Bool("requantize", false);
     if (const YamlNode* train = section.Find("train")) stage.train = ReadTrain(*train, path);
     pipeline_.stages.push_back(std::move(stage));
-  }
-
-  // "awq.scale" is a capability of awq; "org.example.fine" is a method. The catalog has the last
-  // word (check.cc); here only the well-known capability names are told apart.
-  static void SplitUse(Stage* stage) {
-    const size_t dot = stage->use.rfind('.');
-    const std::string tail = dot == std::string::npos ? "" : stage->use.substr(dot + 1);
-    const bool known = tail == "scale" || tail == "clip" || tail == "smooth";
-    stage->method = known ? stage->use.substr(0, dot) : stage->use;
-    stage->capability = known ? tail : "";
   }
 
   static void CheckName(Section* section, const Stage& stage) {
@@ -299,9 +288,9 @@ class PipelineReader {
     }
     for (Stage& stage : pipeline_.stages) {
       if (!stage.name.empty()) continue;
-      stage.name = stage.method;
+      stage.name = stage.use;
       for (int n = 2; !taken.insert(stage.name).second; ++n) {
-        stage.name = absl::StrCat(stage.method, "-", n);
+        stage.name = absl::StrCat(stage.use, "-", n);
       }
     }
   }

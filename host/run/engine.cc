@@ -36,20 +36,12 @@ std::map<int, std::vector<size_t>> ByGroup(const PipelinePlan& plan, const Prepa
 
 }  // namespace
 
-struct Engine::BlockState {
-  int64_t index = 0;
-  BlockWeights dense;    // as in the original
-  BlockWeights current;  // with what is packed so far, dequantized
-  LinearWeight head;     // index == layers: the only weight
-  std::optional<Statistics> shared;
-  bool measured = false;  // its hidden states exist
-};
-
 Engine::Engine(EngineInputs inputs)
     : in_(std::move(inputs)),
       store_(in_.work_dir),
       chain_(*in_.plan, *in_.stages, in_.calibration_digest, *in_.digests),
-      worker_(ForSlots(in_)) {
+      worker_(ForSlots(in_)),
+      transform_worker_(ForSlots(in_), *in_.transforms) {
   single_original_stream_ = in_.stages->UsesOriginalStream() && !in_.stages->UsesQuantizedStream();
 }
 
@@ -86,9 +78,10 @@ bool Engine::Usable(const std::string& key) {
   return known->second;
 }
 
-// On a fresh run: the last block with statistics. On a resumed one: the last block with an
-// unfinished or damaged unit that wants them, found by walking the keys.
-void Engine::FindLastMeasuredBlock() {
+// On a fresh run all blocks with stages are unfinished, and the last with statistics is the last
+// that is measured. On a resumed one: those with an unfinished or damaged unit, found by walking
+// the keys.
+void Engine::FindUnfinishedBlocks() {
   const bool resumed = !in_.journal->finished.empty();
   KeyChain chain(*in_.plan, *in_.stages, in_.calibration_digest, *in_.digests);
   for (int64_t block = 0; block < in_.plan->config.layers; ++block) {
@@ -100,7 +93,10 @@ void Engine::FindLastMeasuredBlock() {
       const bool usable = resumed && Usable(key);
       // What follows a unit that is to be made again is taken to change, too: then the hidden
       // states are there wherever they may be needed.
-      if (resumed) chain.AddUnit(usable ? in_.journal->finished.at(key) : kUnknownDigest);
+      if (resumed) {
+        chain.AddUnit(stage, key, usable ? in_.journal->finished.at(key) : kUnknownDigest);
+      }
+      if (!usable) unfinished_.insert(block);
       if (!usable && stage.needs_statistics) last_measured_block_ = block;
     }
     if (resumed) {
@@ -127,7 +123,7 @@ absl::Status Engine::StartCalibration() {
 }
 
 absl::Status Engine::Run() {
-  FindLastMeasuredBlock();
+  FindUnfinishedBlocks();
   if (last_measured_block_ >= 0) QM_RETURN_IF_ERROR(StartCalibration());
   for (int64_t block = 0; block < in_.plan->config.layers; ++block) {
     current_block_ = block;
@@ -145,11 +141,9 @@ absl::Status Engine::RunBlock(int64_t block) {
     in_.source->ReleaseBlock(block);
     return absl::OkStatus();
   }
-  BlockState state;
-  state.index = block;
-  state.measured = block <= last_measured_block_;
-  QM_ASSIGN_OR_RETURN(state.dense, in_.source->LoadBlock(block, *in_.backend));
-  state.current = state.dense;
+  BlockState state(in_.plan->config, block, *in_.backend);
+  QM_ASSIGN_OR_RETURN(BlockWeights weights, in_.source->LoadBlock(block, *in_.backend));
+  state.SetWeights(std::move(weights));
   for (const PreparedStage& stage : in_.stages->stages) {
     const std::vector<size_t> slots = SlotsIn(stage, block);
     if (!slots.empty()) QM_RETURN_IF_ERROR(RunStage(stage, slots, &state));
@@ -157,23 +151,24 @@ absl::Status Engine::RunBlock(int64_t block) {
   chain_.EndBlock();
   if (block < last_measured_block_) {
     current_part_ = "inputs of the next block";
+    QM_RETURN_IF_ERROR(state.Finish());
     const bool both = in_.stages->UsesOriginalStream() && in_.stages->UsesQuantizedStream();
-    QM_RETURN_IF_ERROR(calibration_->Advance(single_original_stream_ ? state.dense : state.current,
-                                             both ? &state.dense : nullptr));
+    QM_RETURN_IF_ERROR(
+        calibration_->Advance(single_original_stream_ ? state.untouched() : state.current(),
+                              both ? &state.untouched() : nullptr));
   }
   in_.source->ReleaseBlock(block);
   return absl::OkStatus();
 }
 
 absl::Status Engine::RunHead() {
-  BlockState state;
-  state.index = in_.plan->config.layers;
-  chain_.BeginBlock(state.index);
+  BlockState state(in_.plan->config, in_.plan->config.layers, *in_.backend);
+  chain_.BeginBlock(state.index());
   for (const PreparedStage& stage : in_.stages->stages) {
-    const std::vector<size_t> slots = SlotsIn(stage, state.index);
+    const std::vector<size_t> slots = SlotsIn(stage, state.index());
     if (slots.empty()) continue;
-    if (state.head.dense.empty()) {
-      QM_ASSIGN_OR_RETURN(state.head, in_.source->Head(*in_.backend));
+    if (state.head().dense.empty()) {
+      QM_ASSIGN_OR_RETURN(state.head(), in_.source->Head(*in_.backend));
     }
     QM_RETURN_IF_ERROR(RunStage(stage, slots, &state));
   }
@@ -208,84 +203,122 @@ absl::Status Engine::RunStage(const PreparedStage& stage, const std::vector<size
     reused = true;
     ++reused_;
   }
+  // Where a stage's statistics were measured when the block was worked on first, they are measured
+  // again for those that follow: before this stage's edits, which then change them alike.
+  if (stage.needs_statistics && !stage.sequential && unfinished_.contains(state->index()) &&
+      state->index() <= last_measured_block_) {
+    QM_RETURN_IF_ERROR(CollectShared(stage, state));
+  }
   if (!reused) {
-    if (state->index < layers) Progress(name, "block", state->index, layers);
-    in_.sink({{"type", "begin"}, {"key", keys.unit}, {"stage", name}, {"block", state->index}});
-    QM_ASSIGN_OR_RETURN(unit, ComputeUnit(stage, slots, keys, state));
+    if (!state->is_head()) Progress(name, "block", state->index(), layers);
+    in_.sink({{"type", "begin"}, {"key", keys.unit}, {"stage", name}, {"block", state->index()}});
+    absl::StatusOr<Unit> computed = stage.transforms ? ComputeTransform(stage, slots, keys, state)
+                                                     : ComputeUnit(stage, slots, keys, state);
+    QM_RETURN_IF_ERROR(computed.status());
+    unit = *std::move(computed);
     QM_RETURN_IF_ERROR(store_.Save(&unit, in_.backend->threads()));
     in_.sink({{"type", "end"}, {"key", keys.unit}, {"digest", unit.digest}});
   }
   // Blocks taken from the journal say nothing about the time the others take.
-  if (!reused || state->index + 1 >= layers) {
-    Progress(name, "block", std::min(state->index + 1, layers), layers);
+  if (!reused || state->index() + 1 >= layers) {
+    Progress(name, "block", std::min(state->index() + 1, layers), layers);
   }
-  if (reused && LaterNeeds(stage, state->index)) {
+  const bool wanted =
+      unfinished_.contains(state->index()) || state->index() <= last_measured_block_;
+  if (stage.transforms && wanted) QM_RETURN_IF_ERROR(state->Apply(unit.edits));
+  if (!stage.transforms && reused && LaterNeeds(stage, state->index())) {
     QM_RETURN_IF_ERROR(PutIntoBlock(stage, slots, unit, state));
   }
-  chain_.AddUnit(unit.digest);
-  for (const SlotRecord& record : unit.slots) {
-    exported_[record.slot] = {unit.key, unit.digest, unit.block};
-  }
-  unit.packed.clear();
-  units_.push_back(std::move(unit));
+  chain_.AddUnit(stage, keys.unit, unit.digest);
+  Remember(stage, std::move(unit));
   return absl::OkStatus();
 }
 
-absl::StatusOr<Statistics> Engine::Collect(const std::vector<StatRequest>& requests,
-                                           const BlockWeights& weights, const BlockState& state) {
+void Engine::Remember(const PreparedStage& stage, Unit unit) {
+  const Place place = {unit.key, unit.digest, unit.block};
+  if (stage.transforms) {
+    if (!unit.edits.empty()) transforms_[unit.block].push_back(place);
+    for (const std::string& tensor : unit.changed) edited_[tensor] = unit.block;
+  } else {
+    for (const SlotRecord& record : unit.slots) exported_[record.slot] = place;
+  }
+  unit.packed.clear();
+  unit.edits.clear();
+  units_.push_back(std::move(unit));
+}
+
+absl::Status Engine::Collect(const std::vector<StatRequest>& requests, const BlockWeights& weights,
+                             const BlockState& state, Statistics* out) {
+  if (requests.empty()) return absl::OkStatus();
   std::vector<StatRequest> wanted = requests;
   if (single_original_stream_) {
     for (StatRequest& request : wanted) request.from_original = false;
   }
-  Statistics statistics;
   const bool both = in_.stages->UsesOriginalStream() && in_.stages->UsesQuantizedStream();
-  QM_RETURN_IF_ERROR(
-      calibration_->Collect(weights, both ? &state.dense : nullptr, wanted, &statistics));
-  return statistics;
+  return calibration_->Collect(weights, both ? &state.original() : nullptr, wanted, out);
 }
 
-absl::Status Engine::CollectShared(BlockState* state) {
-  if (state->shared) return absl::OkStatus();
-  std::vector<StatRequest> requests;
-  for (const PreparedStage& stage : in_.stages->stages) {
-    if (!stage.needs_statistics || stage.sequential) continue;
-    const std::vector<StatRequest> more = stage.Requests(SlotsIn(stage, state->index));
-    requests.insert(requests.end(), more.begin(), more.end());
+absl::Status Engine::CollectShared(const PreparedStage& stage, BlockState* state) {
+  std::set<StatRequest> requests;
+  bool behind = false;
+  for (const PreparedStage& other : in_.stages->stages) {
+    behind = behind || &other == &stage;
+    if (!behind || !other.needs_statistics || other.sequential) continue;
+    for (StatRequest request : other.Requests(SlotsIn(other, state->index()))) {
+      if (single_original_stream_) request.from_original = false;
+      if (state->statistics().Find(request) == nullptr) requests.insert(request);
+    }
   }
-  std::sort(requests.begin(), requests.end());
-  requests.erase(
-      std::unique(requests.begin(), requests.end(),
-                  [](const StatRequest& a, const StatRequest& b) { return !(a < b) && !(b < a); }),
-      requests.end());
-  QM_ASSIGN_OR_RETURN(state->shared, Collect(requests, state->dense, *state));
-  return absl::OkStatus();
+  return Collect({requests.begin(), requests.end()}, state->dense(), *state, &state->statistics());
+}
+
+absl::StatusOr<Unit> Engine::ComputeTransform(const PreparedStage& stage,
+                                              const std::vector<size_t>& slots,
+                                              const UnitKeys& keys, BlockState* state) {
+  const auto start = Clock::now();
+  TransformWork work;
+  work.stage = &stage;
+  work.slots = slots;
+  work.keys = keys;
+  work.state = state;
+  work.calibration = calibration_.get();
+  work.single_original_stream = single_original_stream_;
+  QM_ASSIGN_OR_RETURN(TransformResult result, transform_worker_.Run(work));
+  Unit unit;
+  unit.key = keys.unit;
+  unit.stage = stage.stage->name;
+  unit.block = state->index();
+  unit.slots = std::move(result.records);
+  unit.edits = std::move(result.edits);
+  unit.changed = std::move(result.changed);
+  unit.seconds = SecondsSince(start);
+  return unit;
 }
 
 absl::StatusOr<Unit> Engine::ComputeUnit(const PreparedStage& stage,
                                          const std::vector<size_t>& slots, const UnitKeys& keys,
                                          BlockState* state) {
   const auto start = Clock::now();
-  const bool head = state->index == in_.plan->config.layers;
-  if (stage.needs_statistics && !stage.sequential) QM_RETURN_IF_ERROR(CollectShared(state));
   Unit unit;
   unit.key = keys.unit;
   unit.stage = stage.stage->name;
-  unit.block = state->index;
+  unit.block = state->index();
   for (const auto& [group, members] : ByGroup(*in_.plan, stage, slots)) {
     std::optional<Statistics> own;
     if (stage.needs_statistics && stage.sequential) {
-      QM_ASSIGN_OR_RETURN(own, Collect(stage.Requests(members), state->current, *state));
+      QM_RETURN_IF_ERROR(
+          Collect(stage.Requests(members), state->current(), *state, &own.emplace()));
     }
     GroupWork work;
     work.stage = &stage;
     work.slots = members;
     work.keys = keys;
     work.stats_from_original = single_original_stream_;
-    if (stage.needs_statistics) work.stats = own ? &*own : &*state->shared;
-    BlockWeights& from = stage.stage->requantize ? state->current : state->dense;
+    if (stage.needs_statistics) work.stats = own ? &*own : &state->statistics();
+    BlockWeights& from = stage.stage->requantize ? state->current() : state->dense();
     for (size_t index : members) {
       const LinearSlot& slot = in_.plan->slots[static_cast<size_t>(stage.stage->slots[index])];
-      const LinearWeight* weight = head ? &state->head : from.At(slot);
+      const LinearWeight* weight = state->is_head() ? &state->head() : from.At(slot);
       if (weight == nullptr || weight->dense.empty()) {
         return absl::InternalError(absl::StrCat(slot.name, " has no dense weight"));
       }
@@ -298,7 +331,7 @@ absl::StatusOr<Unit> Engine::ComputeUnit(const PreparedStage& stage,
       part.slots.push_back(std::move(result.record));
     }
     // A sequential stage's next group sees this one; later stages and blocks may, too.
-    if (stage.sequential || LaterNeeds(stage, state->index)) {
+    if (stage.sequential || LaterNeeds(stage, state->index())) {
       QM_RETURN_IF_ERROR(PutIntoBlock(stage, members, part, state));
     }
     unit.packed.insert(part.packed.begin(), part.packed.end());
@@ -310,21 +343,34 @@ absl::StatusOr<Unit> Engine::ComputeUnit(const PreparedStage& stage,
 
 absl::Status Engine::PutIntoBlock(const PreparedStage& stage, const std::vector<size_t>& slots,
                                   const Unit& unit, BlockState* state) {
-  const bool head = state->index == in_.plan->config.layers;
   for (size_t index : slots) {
     const LinearSlot& slot = in_.plan->slots[static_cast<size_t>(stage.stage->slots[index])];
-    LinearWeight* weight = head ? &state->head : state->current.At(slot);
-    if (weight == nullptr) return absl::InternalError(absl::StrCat("no slot ", slot.name));
     const auto packed = unit.packed.find(slot.name);
+    Tensor dequantized;  // empty: kept dense, also where an earlier stage had packed it
     if (packed != unit.packed.end()) {
-      QM_ASSIGN_OR_RETURN(weight->dense, DequantizeOn(*in_.backend, *in_.formats, *packed->second,
-                                                      in_.backend->activation_dtype()));
-    } else if (!head) {
-      // Kept dense, also where an earlier stage had packed it: that is what is exported.
-      *weight = *state->dense.At(slot);
+      QM_ASSIGN_OR_RETURN(dequantized, DequantizeOn(*in_.backend, *in_.formats, *packed->second,
+                                                    in_.backend->activation_dtype()));
     }
+    QM_RETURN_IF_ERROR(state->Put(slot, std::move(dequantized)));
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<BlockEdit>> Engine::Edits(int64_t block) {
+  std::vector<BlockEdit> edits;
+  const auto found = transforms_.find(block);
+  if (found == transforms_.end()) return edits;
+  for (const Place& place : found->second) {
+    QM_ASSIGN_OR_RETURN(const Unit unit,
+                        store_.Load(place.key, place.digest, in_.backend->threads()));
+    edits.insert(edits.end(), unit.edits.begin(), unit.edits.end());
+  }
+  return edits;
+}
+
+int64_t Engine::EditedIn(const std::string& tensor) const {
+  const auto found = edited_.find(tensor);
+  return found == edited_.end() ? -1 : found->second;
 }
 
 absl::StatusOr<std::shared_ptr<const PackedWeight>> Engine::Packed(const std::string& slot) {

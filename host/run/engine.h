@@ -5,9 +5,13 @@
 //                   -> stage 2: ...
 //                   -> advance hidden states with the new weights -> [release] -> block b + 1
 //
-// Statistics of a block are measured with its untouched weights on inputs that come from the blocks
-// as quantized so far (or from the untouched model). A `sequential` stage measures again before
-// every input group, with all that is packed so far in the block in place.
+// Statistics of a block are measured with its dense weights on inputs that come from the blocks as
+// quantized so far (or from the untouched model); a transform's edits change them exactly or make
+// them be measured again (block_state.h). A `sequential` stage measures again before every input
+// group, with all that is packed so far in the block in place.
+//
+// A transform's unit holds its edits, not what they made of the weights: they are applied again
+// wherever the block is needed, and to the statistics at the point where they were first.
 //
 // Finished units are loaded instead of computed; activations are recomputed from them, up to the
 // last block whose statistics are still wanted. Without statistics no activation is ever computed
@@ -19,6 +23,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -26,9 +31,11 @@
 #include "absl/status/statusor.h"
 #include "core/calib/calibration.h"
 #include "core/model/dense_source.h"
+#include "host/run/block_state.h"
 #include "host/run/method_runner.h"
 #include "host/run/slot_work.h"
 #include "host/run/stage_set.h"
+#include "host/run/transform_work.h"
 #include "host/run/unit_keys.h"
 #include "host/run/unit_store.h"
 #include "host/supervisor/journal.h"
@@ -42,6 +49,7 @@ struct EngineInputs {
   DenseSource* source = nullptr;
   Backend* backend = nullptr;
   MethodRunner* runner = nullptr;
+  TransformRunner* transforms = nullptr;
   PluginFormats* formats = nullptr;
   ModelDigests* digests = nullptr;
   const JournalState* journal = nullptr;
@@ -63,13 +71,16 @@ class Engine {
   const std::vector<Unit>& units() const { return units_; }
   // The packed weight to export for a slot; null if it stays dense.
   absl::StatusOr<std::shared_ptr<const PackedWeight>> Packed(const std::string& slot);
+  // The edits of a decoder layer's dense tensors, in order. Their units are loaded from the store.
+  absl::StatusOr<std::vector<BlockEdit>> Edits(int64_t block);
+  // The decoder layer in which a tensor was edited, or -1.
+  int64_t EditedIn(const std::string& tensor) const;
   // Units that were loaded instead of computed.
   int64_t reused_units() const { return reused_; }
 
  private:
-  struct BlockState;
   std::vector<size_t> SlotsIn(const PreparedStage& stage, int64_t block) const;
-  void FindLastMeasuredBlock();
+  void FindUnfinishedBlocks();
   bool Usable(const std::string& key);
   absl::Status StartCalibration();
   absl::Status RunBlock(int64_t block);
@@ -78,12 +89,18 @@ class Engine {
                         BlockState* state);
   absl::StatusOr<Unit> ComputeUnit(const PreparedStage& stage, const std::vector<size_t>& slots,
                                    const UnitKeys& keys, BlockState* state);
-  absl::Status CollectShared(BlockState* state);
-  absl::StatusOr<Statistics> Collect(const std::vector<StatRequest>& requests,
-                                     const BlockWeights& weights, const BlockState& state);
+  absl::StatusOr<Unit> ComputeTransform(const PreparedStage& stage,
+                                        const std::vector<size_t>& slots, const UnitKeys& keys,
+                                        BlockState* state);
+  // Measures what this and later stages want and the state does not have.
+  absl::Status CollectShared(const PreparedStage& stage, BlockState* state);
+  absl::Status Collect(const std::vector<StatRequest>& requests, const BlockWeights& weights,
+                       const BlockState& state, Statistics* out);
   // Puts the stage's results for these slots into the block the next statistics are measured with.
   absl::Status PutIntoBlock(const PreparedStage& stage, const std::vector<size_t>& slots,
                             const Unit& unit, BlockState* state);
+  // Keeps what is asked for after Run.
+  void Remember(const PreparedStage& stage, Unit unit);
   bool LaterNeeds(const PreparedStage& stage, int64_t block) const;
   void Progress(const std::string& stage, const std::string& unit, int64_t done, int64_t total);
 
@@ -91,19 +108,23 @@ class Engine {
   UnitStore store_;
   KeyChain chain_;
   SlotWorker worker_;
+  TransformWorker transform_worker_;
   std::unique_ptr<Calibration> calibration_;
   std::string current_stage_;
   std::string current_part_;  // of the stage, for progress
   int64_t current_block_ = 0;
   bool single_original_stream_ = false;
   int64_t last_measured_block_ = -1;
+  std::set<int64_t> unfinished_;  // blocks with a unit that is to be computed
   std::vector<Unit> units_;
   std::map<std::string, bool> usable_;  // finished units whose files were looked at
   struct Place {
     std::string key, digest;  // of the unit
     int64_t block = 0;
   };
-  std::map<std::string, Place> exported_;  // by slot
+  std::map<std::string, Place> exported_;             // by slot
+  std::map<int64_t, std::vector<Place>> transforms_;  // by block
+  std::map<std::string, int64_t> edited_;             // tensor -> block
   // Units of open_block_ that Packed() looked into, by key: stages may alternate from slot to slot.
   std::map<std::string, Unit> open_units_;
   int64_t open_block_ = -1;

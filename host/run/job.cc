@@ -50,7 +50,7 @@ std::vector<std::string> MethodsToLoad(const PipelinePlan& plan, const Catalog& 
   for (const PlannedStage& stage : plan.stages) {
     ids.insert(stage.method);
     if (stage.on_error.action == OnError::Action::kUse) {
-      ids.insert(stage.on_error.use.substr(0, stage.on_error.use.find('.')));
+      ids.insert(stage.fallback_method);
     }
   }
   for (const PluginInfo& plugin : catalog.plugins) {
@@ -109,13 +109,14 @@ class Job {
       QM_ASSIGN_OR_RETURN(words_, LastWords::Open(request_.last_words));
     }
     runner_ = std::make_unique<MethodRunner>(*backend_, words_.get(), sink_);
+    transforms_ = std::make_unique<TransformRunner>(*backend_, words_.get(), sink_);
     absl::Status status = PlanMethods();
     return status.ok() ? status : RefusedError(status);
   }
 
   absl::Status PlanMethods() {
-    QM_ASSIGN_OR_RETURN(stages_,
-                        PrepareStages(plan_, catalog_, methods_, source_->checkpoint(), *runner_));
+    QM_ASSIGN_OR_RETURN(stages_, PrepareStages(plan_, catalog_, methods_, source_->checkpoint(),
+                                               *runner_, *transforms_));
     QM_ASSIGN_OR_RETURN(report_, EstimateRun(plan_, stages_, source_->checkpoint(), *backend_));
     QM_RETURN_IF_ERROR(CheckCalibration(plan_, report_.slots));
     QM_RETURN_IF_ERROR(CheckExportFormats(plan_, report_.slots, catalog_));
@@ -161,6 +162,7 @@ class Job {
     inputs.source = source_.get();
     inputs.backend = backend_.get();
     inputs.runner = runner_.get();
+    inputs.transforms = transforms_.get();
     inputs.formats = formats_.get();
     inputs.digests = digests_.get();
     inputs.journal = &request_.journal;
@@ -178,6 +180,9 @@ class Job {
   PackedLookup Lookup() {
     return [this](const std::string& slot) { return engine_->Packed(slot); };
   }
+  UnitSource InMemory() {
+    return {*source_, Lookup(), [this](int64_t block) { return engine_->Edits(block); }, *formats_};
+  }
 
   void Progress(const std::string& stage, const std::string& unit, int64_t done, int64_t total) {
     sink_(
@@ -187,8 +192,9 @@ class Job {
   absl::StatusOr<nlohmann::ordered_json> Finish(Clock::time_point start) {
     const nlohmann::ordered_json provenance =
         BuildProvenance(plan_, *engine_, digests_->Total(), calibration_digest_);
-    QM_ASSIGN_OR_RETURN(const OutputResult output,
-                        WriteOutput(plan_, *engine_, provenance, *formats_, *backend_, sink_));
+    QM_ASSIGN_OR_RETURN(
+        const OutputResult output,
+        WriteOutput(plan_, *engine_, *source_, provenance, *formats_, *backend_, sink_));
     QM_ASSIGN_OR_RETURN(const VerifyReport verified, Verify(!output.written));
     int64_t original_bytes = 0;
     for (const auto& file : source_->checkpoint().files()) {
@@ -224,7 +230,7 @@ class Job {
   }
 
   absl::StatusOr<VerifyReport> Verify(bool check_digests) {
-    UnitSource in_memory(*source_, Lookup(), *formats_);
+    UnitSource in_memory = InMemory();
     VerifyOptions options;
     options.directory = plan_.pipeline.export_path;
     options.expected = Lookup();
@@ -238,7 +244,7 @@ class Job {
   }
 
   absl::StatusOr<nlohmann::ordered_json> EvaluateOutput() {
-    UnitSource model(*source_, Lookup(), *formats_);
+    UnitSource model = InMemory();
     EvalOptions options;
     options.progress = [this](std::string_view stage, int64_t done, int64_t total) {
       const bool scoring = stage == "score";  // the last part: its end is the end of all
@@ -262,6 +268,7 @@ class Job {
   std::unique_ptr<PluginFormats> formats_;
   std::unique_ptr<LastWords> words_;
   std::unique_ptr<MethodRunner> runner_;
+  std::unique_ptr<TransformRunner> transforms_;
   StageSet stages_;
   PlanReport report_;
   Tensor calibration_, evaluation_;

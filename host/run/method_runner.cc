@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/base/status.h"
+#include "host/run/call_parts.h"
 #include "host/run/crash_bundle.h"
 #include "host/worker/invoke.h"
 
@@ -16,104 +17,13 @@ namespace {
 
 constexpr char kDeviceLostPayload[] = "quantmill/device-lost";
 constexpr char kGroupFunction[] = "quantize-linear.run_group";
-constexpr uint64_t kScratchSlack = 64 << 10;  // for the small arrays a result is described with
 
 std::string ShapeText(const SlotTask& task) {
   return absl::StrCat("[", task.slot->out_features, "x", task.slot->in_features, " f32]");
 }
 
-// The views handed to the plugin for one slot, with the memory they point into.
-class InfoView {
- public:
-  InfoView(const LinearSlot& slot, DType weight_dtype, DType scale_dtype) : info_{} {
-    info_.struct_size = sizeof(info_);
-    info_.name = slot.name.c_str();
-    info_.role = slot.role.c_str();
-    info_.out_features = slot.out_features;
-    info_.in_features = slot.in_features;
-    info_.weight_dtype = static_cast<qm_dtype>(weight_dtype);
-    info_.input_group = slot.input_group;
-    info_.scale_dtype = static_cast<qm_dtype>(scale_dtype);
-  }
-  const qm_linear_info* get() const { return &info_; }
-
- private:
-  qm_linear_info info_;
-};
-
-StatRequest AsCollected(StatRequest request, bool single_original_stream) {
-  if (single_original_stream) request.from_original = false;
-  return request;
-}
-
-class StatsView {
- public:
-  explicit StatsView(const SlotTask& task) : stats_{} {
-    stats_.struct_size = sizeof(stats_);
-    named_ = StatisticsOf(task, &stats_.row_count);
-    for (const NamedTensor& named : named_) {
-      items_.push_back({named.name.c_str(), named.tensor.View()});
-      items_.back().tensor.flags |= QM_TENSOR_READONLY;
-    }
-    stats_.items = items_.data();
-    stats_.count = items_.size();
-  }
-  const qm_stats* get() const { return &stats_; }
-
- private:
-  std::vector<NamedTensor> named_;
-  std::vector<qm_named_tensor> items_;
-  qm_stats stats_;
-};
-
-qm_tensor ReadOnlyView(const Tensor& tensor) {
-  qm_tensor view = tensor.View();
-  view.flags |= QM_TENSOR_READONLY;
-  return view;
-}
-
 double SecondsSince(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-// Marks the last words for as long as it lives, or for good.
-class CallMark {
- public:
-  CallMark(LastWords* words, const nlohmann::json& text) : words_(words) {
-    if (words_ != nullptr) words_->Begin(text);
-  }
-  ~CallMark() {
-    if (words_ != nullptr) words_->End();
-  }
-  CallMark(const CallMark&) = delete;
-  CallMark& operator=(const CallMark&) = delete;
-  void Keep() { words_ = nullptr; }
-
- private:
-  LastWords* words_;
-};
-
-// A failed call may have taken the device with it: every later use of it would fail, so that this
-// process ends and the call must still be known then.
-absl::Status AfterFailure(const absl::Status& failure, Backend& backend, CallMark& mark) {
-  if (!backend.device().is_cuda() || backend.Synchronize().ok()) return failure;
-  mark.Keep();
-  return DeviceLost(failure);
-}
-
-absl::StatusOr<SlotPlan::Stat> ReadStat(const qm_stat_request& request, int input_group) {
-  if (request.stat_id == nullptr) return absl::InvalidArgumentError("a statistic without a name");
-  SlotPlan::Stat stat;
-  stat.optional = (request.flags & QM_STAT_OPTIONAL) != 0;
-  QM_ASSIGN_OR_RETURN(stat.request.kind, StatKindFromId(request.stat_id));
-  stat.request.input_group = input_group;
-  stat.request.max_rows = request.max_rows;
-  stat.request.from_original = (request.flags & QM_STAT_FROM_ORIGINAL) != 0;
-  if (request.dtype != QM_F32) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("statistic '", request.stat_id, "' in a dtype other than f32"));
-  }
-  return stat;
 }
 
 }  // namespace
@@ -130,40 +40,16 @@ bool IsDeviceLost(const absl::Status& status) {
 }
 
 std::vector<NamedTensor> StatisticsOf(const SlotTask& task, int64_t* row_count) {
-  std::vector<NamedTensor> statistics;
-  bool from_original = false;
-  for (const SlotPlan::Stat& stat : task.plan->stats) {
-    const StatRequest request = AsCollected(stat.request, task.stats_from_original);
-    const Tensor* tensor = task.stats == nullptr ? nullptr : task.stats->Find(request);
-    if (tensor == nullptr) continue;
-    from_original = request.from_original;
-    statistics.push_back({std::string(StatId(request.kind)), *tensor});
-  }
-  *row_count =
-      task.stats == nullptr ? 0 : task.stats->RowCount(task.slot->input_group, from_original);
-  return statistics;
+  return MeasuredStatistics(task.plan->stats, task.slot->input_group, task.stats,
+                            task.stats_from_original, row_count);
 }
 
 CallSettings MethodRunner::Settings(const LoadedMethod& method, const std::string& stage,
                                     const std::string& function, const std::string& slot,
                                     const ResolvedOptions& options, uint64_t seed) {
-  CallSettings settings;
-  settings.what = absl::StrCat("stage ", stage, ", plugin ", method.method->id, " ",
-                               method.method->version, ", ", function, ", ", slot);
-  settings.options = &options;
-  settings.seed = seed;
-  settings.progress = [words = words_](double) {
-    if (words != nullptr) words->Beat();
-    return false;
-  };
-  settings.service = [words = words_](bool entered) {
-    if (words == nullptr) return;
-    entered ? words->EnterService() : words->LeaveService();
-  };
-  settings.log = [this, what = settings.what](int32_t severity, const std::string& text) {
-    log_.Line(what, severity, text);
-  };
-  return settings;
+  return SettingsOf(absl::StrCat("stage ", stage, ", plugin ", method.method->id, " ",
+                                 method.method->version, ", ", function, ", ", slot),
+                    options, seed, words_, &log_);
 }
 
 nlohmann::json MethodRunner::Words(const LoadedMethod& method, const RunContext& context,
@@ -194,26 +80,18 @@ absl::StatusOr<SlotPlan> MethodRunner::Plan(const LoadedMethod& method, const st
   task.scale_dtype = scale_dtype;
   RunContext context;
   context.stage = stage;
-  const CallMark mark(words_, Words(method, context, kPlanFunction, {&task, 1}));
+  const LastWordsMark mark(words_, Words(method, context, kPlanFunction, {&task, 1}));
   CallSettings settings = Settings(method, stage, kPlanFunction, slot.name, options, /*seed=*/0);
   const std::string what = settings.what;
   PluginCall call(backend_, std::move(settings));
-  const InfoView info(slot, weight_dtype, scale_dtype);
+  const LinearInfoView info(slot, weight_dtype, scale_dtype);
   qm_quant_plan out = {};
   out.struct_size = sizeof(out);
   QM_RETURN_IF_ERROR(Invoke(call, table->plan, info.get(), &out));
-  if (out.stat_count > 0 && out.stats == nullptr) {
-    return absl::InternalError(absl::StrCat(what, ": statistics counted but not listed"));
-  }
   SlotPlan plan;
-  for (uint64_t i = 0; i < out.stat_count; ++i) {
-    const absl::StatusOr<SlotPlan::Stat> stat = ReadStat(out.stats[i], slot.input_group);
-    if (stat.ok()) {
-      plan.stats.push_back(*stat);
-    } else if ((out.stats[i].flags & QM_STAT_OPTIONAL) == 0) {
-      return WithContext(stat.status(), what);
-    }
-  }
+  absl::StatusOr<std::vector<SlotPlan::Stat>> stats = ReadStatRequests(out, slot.input_group);
+  if (!stats.ok()) return WithContext(stats.status(), what);
+  plan.stats = *std::move(stats);
   plan.scratch_bytes = out.scratch_bytes;
   plan.scratch_bytes_shared = out.scratch_bytes_shared;
   plan.format_id = out.format_id == nullptr ? "" : out.format_id;
@@ -258,11 +136,12 @@ SlotOutcome MethodRunner::RunOne(const LoadedMethod& method, const RunContext& c
     settings.scratch_limit = task.plan->scratch_bytes + kScratchSlack;
   }
   PluginCall call(backend_, std::move(settings));
-  const InfoView info(*task.slot, task.weight_dtype, task.scale_dtype);
-  const StatsView stats(task);
+  const LinearInfoView info(*task.slot, task.weight_dtype, task.scale_dtype);
+  const StatisticsView stats(task.plan->stats, task.slot->input_group, task.stats,
+                             task.stats_from_original);
   const qm_tensor weight = ReadOnlyView(task.weight);
   qm_packed packed = {};
-  CallMark mark(words_, words);
+  LastWordsMark mark(words_, words);
   outcome.status = Invoke(call, table->run, info.get(), &weight, stats.get(), &packed);
   outcome.scratch_peak = call.scratch_peak_bytes();
   outcome.seconds = SecondsSince(start);
@@ -306,20 +185,22 @@ std::vector<SlotOutcome> MethodRunner::RunGroup(const LoadedMethod& method,
   settings.scratch_limit = limited ? limit : 0;
   PluginCall call(backend_, std::move(settings));
 
-  std::vector<std::unique_ptr<InfoView>> infos;
-  std::vector<std::unique_ptr<StatsView>> stats;
+  std::vector<std::unique_ptr<LinearInfoView>> infos;
+  std::vector<std::unique_ptr<StatisticsView>> stats;
   std::vector<const qm_linear_info*> info_pointers;
   std::vector<const qm_stats*> stats_pointers;
   std::vector<qm_tensor> weights;
   for (const SlotTask& task : tasks) {
-    infos.push_back(std::make_unique<InfoView>(*task.slot, task.weight_dtype, task.scale_dtype));
-    stats.push_back(std::make_unique<StatsView>(task));
+    infos.push_back(
+        std::make_unique<LinearInfoView>(*task.slot, task.weight_dtype, task.scale_dtype));
+    stats.push_back(std::make_unique<StatisticsView>(task.plan->stats, task.slot->input_group,
+                                                     task.stats, task.stats_from_original));
     info_pointers.push_back(infos.back()->get());
     stats_pointers.push_back(stats.back()->get());
     weights.push_back(ReadOnlyView(task.weight));
   }
   std::vector<qm_packed> packed(tasks.size());
-  CallMark mark(words_, Words(method, context, kGroupFunction, tasks));
+  LastWordsMark mark(words_, Words(method, context, kGroupFunction, tasks));
   absl::Status status = Invoke(call, table->run_group, tasks.size(), info_pointers.data(),
                                weights.data(), stats_pointers.data(), packed.data());
   if (!status.ok()) status = AfterFailure(status, backend_, mark);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <system_error>
 #include <utility>
 
@@ -11,6 +12,7 @@
 #include "core/io/files.h"
 #include "core/io/json.h"
 #include "core/io/sha256.h"
+#include "host/run/block_state.h"
 #include "host/run/verify.h"
 #include "quantmill/plugin.h"
 
@@ -46,14 +48,37 @@ std::string MarkedIdentity(const Pipeline& pipeline) {
 
 class UnitExport : public ExportSource {
  public:
-  explicit UnitExport(Engine& engine) : engine_(engine) {}
+  UnitExport(const ModelConfig& config, Engine& engine, DenseSource& original, Backend& backend)
+      : config_(config), engine_(engine), original_(original), backend_(backend) {}
   absl::StatusOr<std::shared_ptr<const PackedWeight>> Packed(const LinearSlot& slot) override {
     return engine_.Packed(slot.name);
   }
-  absl::StatusOr<Tensor> Changed(const std::string&) override { return Tensor(); }
+  absl::StatusOr<Tensor> Changed(const std::string& name) override {
+    const int64_t block = engine_.EditedIn(name);
+    if (block < 0) return Tensor();
+    if (block != open_block_) QM_RETURN_IF_ERROR(Open(block));
+    const Tensor* tensor = BlockTensors(config_, block, &weights_).Find(name);
+    if (tensor == nullptr) return absl::InternalError(absl::StrCat("no edited tensor ", name));
+    QM_ASSIGN_OR_RETURN(Tensor host, Tensor::Host(tensor->dtype(), tensor->shape()));
+    QM_RETURN_IF_ERROR(backend_.Copy(*tensor, &host));
+    return host;
+  }
 
  private:
+  absl::Status Open(int64_t block) {
+    QM_ASSIGN_OR_RETURN(const std::vector<BlockEdit> edits, engine_.Edits(block));
+    QM_ASSIGN_OR_RETURN(weights_, original_.LoadBlock(block, backend_));
+    open_block_ = block;
+    std::set<std::string> changed;
+    return ApplyFinally(config_, block, edits, backend_, &weights_, &changed);
+  }
+
+  const ModelConfig& config_;
   Engine& engine_;
+  DenseSource& original_;
+  Backend& backend_;
+  BlockWeights weights_;  // of open_block_, edited
+  int64_t open_block_ = -1;
 };
 
 absl::Status NotOurs(const std::string& path) {
@@ -71,7 +96,7 @@ nlohmann::ordered_json BuildProvenance(const PipelinePlan& plan, const Engine& e
   for (const Unit& unit : engine.units()) {
     for (const SlotRecord& r : unit.slots) {
       nlohmann::ordered_json entry = {{"stage", unit.stage}};
-      if (r.packed) {
+      if (r.packed || (r.transformed && r.error.empty())) {
         entry["method"] = r.method;
         entry["version"] = r.version;
         entry["plugin_sha256"] = r.plugin_sha256;
@@ -79,10 +104,13 @@ nlohmann::ordered_json BuildProvenance(const PipelinePlan& plan, const Engine& e
         entry["options_sha256"] = Sha256Hex(r.options);
         entry["options"] = nlohmann::ordered_json::parse(r.options);
         entry["seed"] = r.seed;
+        if (r.transformed) entry["edits"] = r.edits;
+      }
+      if (r.packed) {
         entry["format"] = r.format_id;
         entry["weight_nmse"] = r.weight_nmse;
         if (r.output_nmse >= 0) entry["output_nmse"] = r.output_nmse;
-      } else {
+      } else if (!r.transformed) {
         entry["kept_dense"] = 1;
       }
       if (!r.error.empty()) entry["error"] = r.error;
@@ -108,6 +136,7 @@ absl::Status CheckOutput(const Pipeline& pipeline, bool resume) {
 }
 
 absl::StatusOr<OutputResult> WriteOutput(const PipelinePlan& plan, Engine& engine,
+                                         DenseSource& original,
                                          const nlohmann::ordered_json& provenance,
                                          PluginFormats& formats, Backend& backend,
                                          const EventSink& sink) {
@@ -151,7 +180,7 @@ absl::StatusOr<OutputResult> WriteOutput(const PipelinePlan& plan, Engine& engin
   QM_RETURN_IF_ERROR(
       WriteFile(MarkPath(pipeline),
                 nlohmann::ordered_json({{"path", path}, {"identity", identity}}).dump(1) + "\n"));
-  UnitExport source(engine);
+  UnitExport source(plan.config, engine, original, backend);
   absl::StatusOr<ExportResult> exported = ExportCheckpoint(options, source, &formats, backend);
   if (!exported.ok()) {
     // The older output is better than none.

@@ -31,6 +31,7 @@ struct OutputResult {
   bool written = true;
 };
 absl::StatusOr<OutputResult> WriteOutput(const PipelinePlan& plan, Engine& engine,
+                                         DenseSource& original,
                                          const nlohmann::ordered_json& provenance,
                                          PluginFormats& formats, Backend& backend,
                                          const EventSink& sink);

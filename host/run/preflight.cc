@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
 #include <utility>
 
@@ -18,6 +19,7 @@
 #include "core/calib/calibration.h"
 #include "core/formats/affine_int.h"
 #include "core/threads/thread_pool.h"
+#include "host/run/transform_work.h"
 #include "host/worker/services.h"
 
 namespace quantmill {
@@ -52,10 +54,16 @@ double ExpectedBits(const std::string& format_id, const ResolvedOptions& options
   if (json.empty()) return 0;
   const auto params = ParseAffineIntJson(json);
   if (!params.ok()) return 0;
-  const double group = params->group_size < 0 ? static_cast<double>(slot.in_features)
-                                              : static_cast<double>(params->group_size);
-  double bits = params->bits + 8.0 * static_cast<double>(ElementSize(scale_dtype)) / group;
-  if (params->zero == AffineIntParams::Zero::kInt) bits += 8.0 / group;
+  const int64_t whole = params->axis == 1 ? slot.in_features : slot.out_features;
+  const double group = static_cast<double>(params->group_size < 0 ? whole : params->group_size);
+  const double range = 64.0 / static_cast<double>(kQ8Block);
+  const double scale = 8.0 * static_cast<double>(ElementSize(scale_dtype));
+  double bits = params->bits + (params->q8_scale ? 8.0 + range : scale) / group;
+  if (params->zero == AffineIntParams::Zero::kFloat) {
+    bits += scale / group;
+  } else if (params->zero != AffineIntParams::Zero::kNone) {
+    bits += 8.0 / group;
+  }
   if (OptionText(options, "act_order") == "true" &&
       OptionText(options, "static_groups") != "true") {
     bits += 32.0 / static_cast<double>(slot.out_features);  // group_index
@@ -71,6 +79,11 @@ double StoredBits(const std::string& target, const std::string& format_id,
   const auto params = ParseAffineIntJson(ExpectedFormatJson(format_id, options));
   if (bits == 0 || !params.ok()) return bits;
   const bool gptq = target == "gptq" || target == "gptq_v2";
+  if (target == "hqq") {  // ten 3-bit codes in a word of 32; fields beside codes and scales
+    constexpr double kFieldBits = 8.0 * 80;
+    return bits + (params->bits == 3 ? 0.2 : 0.0) +
+           kFieldBits / static_cast<double>(slot.in_features * slot.out_features);
+  }
   if (!gptq && target != "compressed-tensors") return bits;
   const double in = static_cast<double>(slot.in_features);
   const double out = static_cast<double>(slot.out_features);
@@ -126,10 +139,27 @@ int64_t LargestBlockBytes(const PipelinePlan& plan, const Checkpoint& checkpoint
   return bytes.empty() ? 0 : *std::max_element(bytes.begin(), bytes.end());
 }
 
+// The most that a transform of a block needs: its weights in f32 as the method sees them, and with
+// the edits tried and applied; scratch; what trial runs keep.
+int64_t LargestTransformBytes(const PreparedStage& stage) {
+  int64_t largest = 0;
+  for (const auto& [index, part] : stage.parts) {
+    int64_t weights = 0;
+    for (const LinearSlot& slot : part.block.slots) weights += Weights(slot);
+    largest = std::max(largest, 3 * 4 * weights + static_cast<int64_t>(part.plan.scratch_bytes) +
+                                    (stage.needs_statistics ? kTrialCacheBytes : 0));
+  }
+  return largest;
+}
+
 // The most that slots sharing one call need: weights and dequantized copies in f32, and scratch.
 int64_t LargestCallBytes(const PipelinePlan& plan, const StageSet& stages) {
   int64_t largest = 0;
   for (const PreparedStage& stage : stages.stages) {
+    if (stage.transforms) {
+      largest = std::max(largest, LargestTransformBytes(stage));
+      continue;
+    }
     std::map<std::pair<int, int>, int64_t> groups;
     for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
       const LinearSlot& slot = plan.slots[static_cast<size_t>(stage.stage->slots[i])];
@@ -175,6 +205,7 @@ double EstimateFlops(const PipelinePlan& plan, const StageSet& stages) {
   double flops = 0;
   for (const PreparedStage& stage : stages.stages) {
     for (const SlotPlan& slot : stage.method.plans) flops += slot.flops;
+    for (const auto& [block, part] : stage.parts) flops += part.plan.flops;
   }
   if (!stages.NeedsStatistics() || !plan.pipeline.calibration) return flops;
   const double rows = static_cast<double>(plan.pipeline.calibration->samples) *
@@ -242,38 +273,83 @@ std::string ExpectedFormatJson(const std::string& format_id, const ResolvedOptio
   params.group_size = OptionInt(options, "group_size", -1);
   params.zero = OptionText(options, "symmetric") == "true" ? AffineIntParams::Zero::kNone
                                                            : AffineIntParams::Zero::kInt;
+  // Methods that can quantize zero points have them as floats otherwise.
+  if (options.find("quantize_zero") != options.end()) {
+    params.zero = OptionText(options, "quantize_zero") == "true" ? AffineIntParams::Zero::kQ8
+                                                                 : AffineIntParams::Zero::kFloat;
+  }
+  params.q8_scale = OptionText(options, "quantize_scale") == "true";
+  params.axis = OptionText(options, "axis") == "0" ? 0 : 1;
   return AffineIntJson(params);
 }
+
+namespace {
+
+// Where the estimate of a slot in a stage is: a stage that transforms and quantizes has one for
+// both.
+using EstimateIndex = std::map<std::pair<int, int>, size_t>;
+
+SlotEstimate& EstimateOf(int stage, int slot, EstimateIndex* index, PlanReport* report) {
+  const auto [found, fresh] = index->try_emplace({stage, slot}, report->slots.size());
+  if (fresh) {
+    report->slots.emplace_back();
+    report->slots.back().stage = stage;
+    report->slots.back().slot = slot;
+  }
+  return report->slots[found->second];
+}
+
+void AddStatistics(const SlotPlan& plan, SlotEstimate* estimate) {
+  std::vector<std::string>& ids = estimate->statistics;
+  for (const SlotPlan::Stat& stat : plan.stats) {
+    const std::string id(StatId(stat.request.kind));
+    if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
+  }
+}
+
+void AddTransform(const PreparedStage& stage, EstimateIndex* index, PlanReport* report) {
+  for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
+    AddStatistics(stage.method.plans[i],
+                  &EstimateOf(stage.index, stage.stage->slots[i], index, report));
+  }
+  for (const auto& [block, part] : stage.parts) {
+    // Its edits are scales of channels, seldom more.
+    for (const ScaleSite& site : part.block.sites) report->work_bytes += 4 * site.channels;
+  }
+}
+
+}  // namespace
 
 absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet& stages,
                                        const Checkpoint& checkpoint, Backend& backend) {
   PlanReport report;
   report.device = DeviceName(backend.device());
+  EstimateIndex estimates;
   const std::string& target = plan.pipeline.export_format;
   double stored_bits = 0;
   int64_t slot_bytes = 0;
   int64_t other_bytes = CopiedBytes(plan.pipeline.model_path) +
                         static_cast<int64_t>(checkpoint.tensors().size()) * kHeaderBytes;
-  for (size_t s = 0; s < stages.stages.size(); ++s) {
-    const PreparedStage& stage = stages.stages[s];
+  for (const PreparedStage& stage : stages.stages) {
+    if (stage.transforms) {
+      AddTransform(stage, &estimates, &report);
+      continue;
+    }
     for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
       const int index = stage.stage->slots[i];
       const LinearSlot& slot = plan.slots[static_cast<size_t>(index)];
       const SlotPlan& slot_plan = stage.method.plans[i];
-      SlotEstimate estimate;
-      estimate.stage = static_cast<int>(s);
-      estimate.slot = index;
+      SlotEstimate& estimate = EstimateOf(stage.index, index, &estimates, &report);
       estimate.format_id = slot_plan.format_id;
       estimate.bits_per_weight =
           ExpectedBits(slot_plan.format_id, stage.OptionsOf(i), slot, stages.scale_dtype);
-      for (const SlotPlan::Stat& stat : slot_plan.stats) {
-        estimate.statistics.emplace_back(StatId(stat.request.kind));
-      }
-      estimate.scratch_bytes = static_cast<int64_t>(slot_plan.scratch_bytes);
-      estimate.flops = slot_plan.flops;
+      AddStatistics(slot_plan, &estimate);
+      estimate.scratch_bytes =
+          std::max(estimate.scratch_bytes, static_cast<int64_t>(slot_plan.scratch_bytes));
+      estimate.flops += slot_plan.flops;
       const double bits = estimate.bits_per_weight > 0 ? estimate.bits_per_weight : kUnknownBits;
       report.work_bytes += static_cast<int64_t>(bits * static_cast<double>(Weights(slot)) / 8);
-      if (plan.packed_by[static_cast<size_t>(index)] == static_cast<int>(s)) {
+      if (plan.packed_by[static_cast<size_t>(index)] == stage.index) {
         report.parameters += Weights(slot);
         const double stored =
             StoredBits(target, slot_plan.format_id, stage.OptionsOf(i), slot, stages.scale_dtype);
@@ -284,7 +360,6 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
         const CheckpointTensor* tensor = checkpoint.Find(slot.name + ".weight");
         if (tensor != nullptr) slot_bytes += static_cast<int64_t>(tensor->entry->bytes());
       }
-      report.slots.push_back(std::move(estimate));
     }
   }
   if (report.parameters > 0) {
@@ -372,11 +447,11 @@ absl::Status CheckCanStore(const PipelinePlan& plan, const StageSet& stages,
                            PluginFormats& formats) {
   const std::string& target = plan.pipeline.export_format;
   if (target == "quantmill" || target == "dense") return absl::OkStatus();
-  for (size_t s = 0; s < stages.stages.size(); ++s) {
-    const PreparedStage& stage = stages.stages[s];
+  for (const PreparedStage& stage : stages.stages) {
+    if (stage.transforms) continue;
     for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
       const size_t index = static_cast<size_t>(stage.stage->slots[i]);
-      if (plan.packed_by[index] != static_cast<int>(s)) continue;
+      if (plan.packed_by[index] != stage.index) continue;
       const LinearSlot& slot = plan.slots[index];
       const std::string& format_id = stage.method.plans[i].format_id;
       const std::string json = ExpectedFormatJson(format_id, stage.OptionsOf(i));

@@ -28,12 +28,13 @@ nlohmann::ordered_json StageSummary(const PipelinePlan& plan, const std::vector<
   nlohmann::ordered_json stages = nlohmann::ordered_json::array();
   for (const PlannedStage& stage : plan.stages) {
     double seconds = 0, weight_nmse = 0, output_nmse = 0;
-    int64_t packed = 0, measured = 0, dense = 0;
+    int64_t packed = 0, measured = 0, dense = 0, transformed = 0;
     for (const Unit& unit : units) {
       if (unit.stage != stage.name) continue;
       seconds += unit.seconds;
       for (const SlotRecord& r : unit.slots) {
-        dense += r.packed ? 0 : 1;
+        if (r.transformed) transformed += r.edits.empty() ? 0 : 1;
+        dense += r.packed || (r.transformed && r.error.empty()) ? 0 : 1;
         if (!r.packed) continue;
         ++packed;
         weight_nmse += r.weight_nmse;
@@ -42,8 +43,10 @@ nlohmann::ordered_json StageSummary(const PipelinePlan& plan, const std::vector<
         output_nmse += r.output_nmse;
       }
     }
-    nlohmann::ordered_json entry = {
-        {"name", stage.name}, {"method", stage.method}, {"slots", packed}, {"seconds", seconds}};
+    nlohmann::ordered_json entry = {{"name", stage.name},
+                                    {"method", stage.method},
+                                    {"slots", stage.packs ? packed : transformed},
+                                    {"seconds", seconds}};
     if (packed > 0) entry["weight_nmse"] = weight_nmse / static_cast<double>(packed);
     if (measured > 0) entry["output_nmse"] = output_nmse / static_cast<double>(measured);
     if (dense > 0) entry["kept_dense"] = dense;

@@ -16,28 +16,8 @@
 namespace quantmill {
 namespace {
 
-constexpr int kAttempts = 2;  // the first, and once more in a fresh worker
 // A method may refuse every layer, and a bundle is as large as the layer's Hessian.
 constexpr int kMostFailureBundles = 8;
-
-absl::Status CheckFinite(const Tensor& weight, const std::string& name, ThreadPool& threads) {
-  const float* values = weight.as<const float>();
-  std::atomic<int64_t> bad = -1;
-  threads.ParallelFor(weight.elements(), 1 << 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (!std::isfinite(values[i])) {
-        bad.store(i, std::memory_order_relaxed);
-        return;
-      }
-    }
-  });
-  if (bad < 0) return absl::OkStatus();
-  return absl::DataLossError(ErrorText(
-      absl::StrCat("tensor ", name, ".weight has a value that is ",
-                   std::isnan(values[bad]) ? "not a number" : "infinite", " at row ",
-                   bad / weight.dim(1), ", column ", bad % weight.dim(1)),
-      "quantizing it would write garbage", "fetch the checkpoint again, or leave the layer out"));
-}
 
 // "; repeat the call with: ..." if the folder holds the call's inputs.
 std::string ReplayHint(const std::string& bundle) {
@@ -53,6 +33,26 @@ absl::StatusOr<Tensor> HostCopy(const Tensor& tensor, Backend& backend) {
 }
 
 }  // namespace
+
+absl::Status CheckFinite(const Tensor& weight, const std::string& slot, Backend& backend) {
+  QM_ASSIGN_OR_RETURN(const Tensor host, HostCopy(weight, backend));
+  const float* values = host.as<const float>();
+  std::atomic<int64_t> bad = -1;
+  backend.threads().ParallelFor(host.elements(), 1 << 16, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (!std::isfinite(values[i])) {
+        bad.store(i, std::memory_order_relaxed);
+        return;
+      }
+    }
+  });
+  if (bad < 0) return absl::OkStatus();
+  return absl::DataLossError(ErrorText(
+      absl::StrCat("tensor ", slot, ".weight has a value that is ",
+                   std::isnan(values[bad]) ? "not a number" : "infinite", " at row ",
+                   bad / weight.dim(1), ", column ", bad % weight.dim(1)),
+      "quantizing it would write garbage", "fetch the checkpoint again, or leave the layer out"));
+}
 
 const LinearSlot& SlotWorker::SlotOf(const GroupWork& work, size_t index) const {
   return in_.plan->slots[static_cast<size_t>(work.stage->stage->slots[work.slots[index]])];
@@ -100,8 +100,7 @@ absl::StatusOr<SlotTask> SlotWorker::MakeTask(const GroupWork& work, size_t inde
   task.seed = SlotSeed(in_.plan->pipeline.seed, work.stage->stage->name, slot.name);
   QM_ASSIGN_OR_RETURN(task.weight, in_.backend->Allocate(DType::kF32, work.dense[index].shape()));
   QM_RETURN_IF_ERROR(in_.backend->Copy(work.dense[index], &task.weight));
-  QM_ASSIGN_OR_RETURN(const Tensor host, HostCopy(task.weight, *in_.backend));
-  QM_RETURN_IF_ERROR(CheckFinite(host, slot.name, in_.backend->threads()));
+  QM_RETURN_IF_ERROR(CheckFinite(task.weight, slot.name, *in_.backend));
   return task;
 }
 
@@ -285,7 +284,7 @@ absl::StatusOr<std::vector<SlotResult>> SlotWorker::Run(const GroupWork& work) {
     for (size_t index : part) {
       const std::string& slot = SlotOf(work, index).name;
       std::string how;
-      if (Crashes(context.key, slot, &how) >= kAttempts) {
+      if (Crashes(context.key, slot, &how) >= kCallAttempts) {
         const absl::Status failure =
             absl::AbortedError(absl::StrCat(how, ", twice; not tried again"));
         QM_ASSIGN_OR_RETURN(results[index],

@@ -21,6 +21,12 @@
 
 namespace quantmill {
 
+// A call that takes a worker down is made once more in a fresh one.
+inline constexpr int kCallAttempts = 2;
+
+// DATA_LOSS naming the first weight that is not finite. weight: F32 [out, in] on the backend.
+absl::Status CheckFinite(const Tensor& weight, const std::string& slot, Backend& backend);
+
 struct SlotWorkInputs {
   const PipelinePlan* plan = nullptr;
   const StageSet* stages = nullptr;

@@ -1,8 +1,10 @@
 #include "host/run/stage_set.h"
 
+#include <algorithm>
 #include <set>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 
@@ -24,56 +26,174 @@ const LoadedMethod* FindLoaded(const std::vector<LoadedMethod>& methods, std::st
 class Preparer {
  public:
   Preparer(const PipelinePlan& plan, const Catalog& catalog,
-           const std::vector<LoadedMethod>& methods, MethodRunner& runner, StageSet* set)
-      : plan_(plan), catalog_(catalog), methods_(methods), runner_(runner), set_(*set) {}
+           const std::vector<LoadedMethod>& methods, MethodRunner& runner,
+           TransformRunner& transforms, StageSet* set)
+      : plan_(plan),
+        catalog_(catalog),
+        methods_(methods),
+        runner_(runner),
+        transforms_(transforms),
+        set_(*set) {}
 
-  absl::Status Add(const PlannedStage& stage) {
-    PreparedStage prepared;
-    prepared.stage = &stage;
+  absl::Status Add(const PlannedStage& stage, int index) {
     for (const std::string& table : stage.tables) {
-      if (table == QM_EXT_QUANTIZE_LINEAR) continue;
-      return absl::UnimplementedError(ErrorText(
-          absl::StrCat(stage.location.ToString(), ": stage '", stage.name, "' needs ", table),
-          "this version runs methods that quantize linears only",
-          "use a packing method such as ptq or gptq"));
+      PreparedStage prepared;
+      prepared.stage = &stage;
+      prepared.index = index;
+      if (!stage.options.empty()) {
+        const std::string inputs = Option(stage.options[0], "inputs");
+        prepared.from_original =
+            inputs == "original" || (inputs != "quantized" && !plan_.pipeline.inputs_quantized);
+      }
+      if (table == QM_EXT_BLOCK_TRANSFORM) {
+        QM_RETURN_IF_ERROR(PrepareTransform(&prepared));
+      } else if (table == QM_EXT_QUANTIZE_LINEAR) {
+        QM_RETURN_IF_ERROR(PrepareQuantizer(&prepared));
+      } else {
+        return absl::UnimplementedError(ErrorText(
+            absl::StrCat(stage.location.ToString(), ": stage '", stage.name, "' needs ", table),
+            "this version runs methods that transform blocks or quantize linears",
+            "use a method such as ptq or gptq"));
+      }
+      set_.stages.push_back(std::move(prepared));
     }
-    QM_ASSIGN_OR_RETURN(prepared.method, Bind(stage, stage.method, nullptr));
-    if (stage.on_error.action == OnError::Action::kUse) {
-      const std::string id = stage.on_error.use.substr(0, stage.on_error.use.find('.'));
-      QM_ASSIGN_OR_RETURN(prepared.fallback, Bind(stage, id, &stage.fallback_options));
-    }
-    if (!stage.options.empty()) {
-      const std::string inputs = Option(stage.options[0], "inputs");
-      prepared.sequential = Option(stage.options[0], "sequential") == "true";
-      prepared.from_original =
-          inputs == "original" || (inputs != "quantized" && !plan_.pipeline.inputs_quantized);
-    }
-    Redirect(&prepared, &prepared.method);
-    if (prepared.fallback) Redirect(&prepared, &*prepared.fallback);
-    QM_RETURN_IF_ERROR(RefuseHeadStatistics(prepared));
-    set_.stages.push_back(std::move(prepared));
     return absl::OkStatus();
   }
 
  private:
-  absl::StatusOr<BoundMethod> Bind(const PlannedStage& stage, const std::string& id,
-                                   const ResolvedOptions* fallback_options) {
+  absl::Status PrepareQuantizer(PreparedStage* prepared) {
+    const PlannedStage& stage = *prepared->stage;
+    QM_ASSIGN_OR_RETURN(prepared->method, Bind(stage, stage.method, nullptr));
+    if (stage.on_error.action == OnError::Action::kUse) {
+      QM_ASSIGN_OR_RETURN(prepared->fallback,
+                          Bind(stage, stage.fallback_method, &stage.fallback_options));
+    }
+    if (!stage.options.empty()) {
+      prepared->sequential = Option(stage.options[0], "sequential") == "true";
+    }
+    Redirect(prepared, &prepared->method);
+    if (prepared->fallback) Redirect(prepared, &*prepared->fallback);
+    return RefuseHeadStatistics(*prepared);
+  }
+
+  // Sorts the stage's slots into blocks and asks the method about each.
+  absl::Status PrepareTransform(PreparedStage* prepared) {
+    const PlannedStage& stage = *prepared->stage;
+    QM_ASSIGN_OR_RETURN(BoundMethod bound, Find(stage, stage.method));
+    prepared->transforms = true;
+    std::map<int64_t, size_t> first;  // slot index that gives a block's options
+    for (size_t i = 0; i < stage.slots.size(); ++i) {
+      const size_t index = static_cast<size_t>(stage.slots[i]);
+      const LinearSlot& slot = plan_.slots[index];
+      if (slot.block < 0) return RefuseHead(stage, slot);
+      const auto [found, fresh] = first.emplace(slot.block, i);
+      if (stage.options[found->second] != stage.options[i]) return RefuseMixedOptions(stage, slot);
+      TransformBlock& block = prepared->parts[slot.block].block;
+      block.block = slot.block;
+      block.name = BlockName(slot.block);
+      block.slots.push_back(slot);
+      block.weight_dtypes.push_back(set_.weight_dtypes[index]);
+      block.next_roundings.push_back(NextRounding(*prepared, stage.slots[i]));
+      block.scale_dtype = set_.scale_dtype;
+    }
+    for (auto& [block, part] : prepared->parts) {
+      part.block.sites = SitesAmong(part.block);
+      QM_ASSIGN_OR_RETURN(part.plan, transforms_.Plan(bound.loaded, stage.name, part.block,
+                                                      stage.options[first.at(block)]));
+      for (const LinearSlot& slot : part.block.slots) {
+        SlotPlan& plan = bound.plans.emplace_back();
+        plan.stats = part.plan.stats;
+        for (SlotPlan::Stat& stat : plan.stats) stat.request.input_group = slot.input_group;
+      }
+    }
+    prepared->method = std::move(bound);
+    Redirect(prepared, &prepared->method);
+    for (auto& [block, part] : prepared->parts) {
+      for (SlotPlan::Stat& stat : part.plan.stats) AddDefaultStream(*prepared, &stat);
+    }
+    if (plan_.pipeline.calibration && !prepared->needs_statistics) {
+      prepared->needs_statistics = true;
+      (prepared->from_original ? prepared->uses_original_stream : prepared->uses_quantized_stream) =
+          true;
+    }
+    return absl::OkStatus();
+  }
+
+  // Of the next stage that packs the slot, this one included; bits 0 if there is none, or its grid
+  // is not told by bits.
+  qm_next_rounding NextRounding(const PreparedStage& prepared, int slot) const {
+    qm_next_rounding next = {0, 0, -1};
+    for (size_t s = static_cast<size_t>(prepared.index); s < plan_.stages.size(); ++s) {
+      const PlannedStage& stage = plan_.stages[s];
+      const auto found = std::lower_bound(stage.slots.begin(), stage.slots.end(), slot);
+      if (!stage.packs || found == stage.slots.end() || *found != slot) continue;
+      const ResolvedOptions& options =
+          stage.options[static_cast<size_t>(found - stage.slots.begin())];
+      int64_t value = 0;
+      if (!absl::SimpleAtoi(Option(options, "bits"), &value)) return next;
+      next.bits = static_cast<int32_t>(value);
+      next.symmetric = Option(options, "symmetric") == "true" ? 1 : 0;
+      if (absl::SimpleAtoi(Option(options, "group_size"), &value)) next.group_size = value;
+      return next;
+    }
+    return next;
+  }
+
+  // Sites whose linears are all in the stage's hands.
+  std::vector<ScaleSite> SitesAmong(const TransformBlock& block) const {
+    std::set<std::string> names;
+    for (const LinearSlot& slot : block.slots) names.insert(slot.name);
+    std::vector<ScaleSite> sites = BlockSites(plan_.config, block.block);
+    std::erase_if(sites, [&](const ScaleSite& site) {
+      if (site.producer_is_slot && !names.contains(site.producer)) return true;
+      return std::any_of(site.consumers.begin(), site.consumers.end(), [&](const SiteConsumer& c) {
+        return c.is_slot() && !names.contains(c.name);
+      });
+    });
+    return sites;
+  }
+
+  static absl::Status RefuseHead(const PlannedStage& stage, const LinearSlot& slot) {
+    return absl::FailedPreconditionError(
+        ErrorText(absl::StrCat(stage.location.ToString(), ": stage '", stage.name,
+                               "' cannot transform ", slot.name),
+                  "transforms work inside blocks", "leave it out of the stage's layers"));
+  }
+
+  static absl::Status RefuseMixedOptions(const PlannedStage& stage, const LinearSlot& slot) {
+    return absl::FailedPreconditionError(ErrorText(
+        absl::StrCat(stage.location.ToString(), ": stage '", stage.name, "' has options for ",
+                     slot.name, " that differ from those of its block"),
+        "a transform works on a block as a whole", "let overrides name whole blocks"));
+  }
+
+  absl::StatusOr<BoundMethod> Find(const PlannedStage& stage, const std::string& id) const {
     const LoadedMethod* loaded = FindLoaded(methods_, id);
     const PluginInfo* info = catalog_.FindPlugin(id);
     if (loaded == nullptr || info == nullptr) {
       return absl::NotFoundError(
           absl::StrCat("method '", id, "' of stage '", stage.name, "' is in no loaded plugin"));
     }
-    BoundMethod bound{*loaded, info->sha256, {}};
+    return BoundMethod{*loaded, info->sha256, {}};
+  }
+
+  absl::StatusOr<BoundMethod> Bind(const PlannedStage& stage, const std::string& id,
+                                   const ResolvedOptions* fallback_options) {
+    QM_ASSIGN_OR_RETURN(BoundMethod bound, Find(stage, id));
     for (size_t i = 0; i < stage.slots.size(); ++i) {
       const size_t slot = static_cast<size_t>(stage.slots[i]);
       const ResolvedOptions& options = fallback_options ? *fallback_options : stage.options[i];
       QM_ASSIGN_OR_RETURN(SlotPlan plan,
-                          runner_.Plan(*loaded, stage.name, plan_.slots[slot], options,
+                          runner_.Plan(bound.loaded, stage.name, plan_.slots[slot], options,
                                        set_.weight_dtypes[slot], set_.scale_dtype));
       bound.plans.push_back(std::move(plan));
     }
     return bound;
+  }
+
+  static void AddDefaultStream(const PreparedStage& prepared, SlotPlan::Stat* stat) {
+    if (stat->request.kind == StatKind::kCross) return;
+    stat->request.from_original = stat->request.from_original || prepared.from_original;
   }
 
   // Turns the stage's default stream into requests, and notes which streams are needed.
@@ -85,7 +205,7 @@ class Preparer {
           prepared->uses_quantized_stream = prepared->uses_original_stream = true;
           continue;
         }
-        stat.request.from_original = stat.request.from_original || prepared->from_original;
+        AddDefaultStream(*prepared, &stat);
         (stat.request.from_original ? prepared->uses_original_stream
                                     : prepared->uses_quantized_stream) = true;
       }
@@ -110,6 +230,7 @@ class Preparer {
   const Catalog& catalog_;
   const std::vector<LoadedMethod>& methods_;
   MethodRunner& runner_;
+  TransformRunner& transforms_;
   StageSet& set_;
 };
 
@@ -117,9 +238,10 @@ class Preparer {
 
 std::vector<StatRequest> PreparedStage::Requests(const std::vector<size_t>& indices) const {
   std::set<StatRequest> requests;
-  auto add = [&requests](const SlotPlan& plan) {
+  auto add = [&requests, this](const SlotPlan& plan) {
     for (const SlotPlan::Stat& stat : plan.stats) {
       requests.insert(stat.request);
+      if (transforms) continue;
       StatRequest sample;
       sample.input_group = stat.request.input_group;
       sample.kind = StatKind::kRows;
@@ -140,6 +262,11 @@ bool StageSet::NeedsStatistics() const {
     if (stage.needs_statistics) return true;
   }
   return false;
+}
+
+bool StageSet::Transforms() const {
+  return std::any_of(stages.begin(), stages.end(),
+                     [](const PreparedStage& stage) { return stage.transforms; });
 }
 
 bool StageSet::UsesQuantizedStream() const {
@@ -164,7 +291,8 @@ DType ScaleDType(std::string_view target, DType model_dtype) {
 
 absl::StatusOr<StageSet> PrepareStages(const PipelinePlan& plan, const Catalog& catalog,
                                        const std::vector<LoadedMethod>& methods,
-                                       const Checkpoint& checkpoint, MethodRunner& runner) {
+                                       const Checkpoint& checkpoint, MethodRunner& runner,
+                                       TransformRunner& transforms) {
   StageSet set;
   for (const LinearSlot& slot : plan.slots) {
     const CheckpointTensor* tensor = checkpoint.Find(slot.name + ".weight");
@@ -174,8 +302,10 @@ absl::StatusOr<StageSet> PrepareStages(const PipelinePlan& plan, const Catalog& 
   const DType model_dtype =
       set.weight_dtypes.empty() ? plan.config.dtype : set.weight_dtypes.front();
   set.scale_dtype = ScaleDType(plan.pipeline.export_format, model_dtype);
-  Preparer preparer(plan, catalog, methods, runner, &set);
-  for (const PlannedStage& stage : plan.stages) QM_RETURN_IF_ERROR(preparer.Add(stage));
+  Preparer preparer(plan, catalog, methods, runner, transforms, &set);
+  for (size_t s = 0; s < plan.stages.size(); ++s) {
+    QM_RETURN_IF_ERROR(preparer.Add(plan.stages[s], static_cast<int>(s)));
+  }
   return set;
 }
 

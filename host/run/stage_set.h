@@ -2,6 +2,7 @@
 #ifndef QUANTMILL_HOST_RUN_STAGE_SET_H_
 #define QUANTMILL_HOST_RUN_STAGE_SET_H_
 
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "host/plugins/catalog.h"
 #include "host/plugins/registry.h"
 #include "host/run/method_runner.h"
+#include "host/run/transform_runner.h"
 
 namespace quantmill {
 
@@ -22,18 +24,27 @@ struct BoundMethod {
   std::vector<SlotPlan> plans;  // one per slot of the stage
 };
 
+// One ABI table of a stage of the pipeline: a method that transforms and quantizes gives two.
 struct PreparedStage {
   const PlannedStage* stage = nullptr;
+  int index = 0;            // of `stage` in the plan
+  bool transforms = false;  // qm.block-transform/1, else qm.quantize-linear/1
+  struct Part {
+    TransformBlock block;
+    TransformPlan plan;
+  };
+  std::map<int64_t, Part> parts;  // of a transform, by decoder layer
   BoundMethod method;
   std::optional<BoundMethod> fallback;  // on_error: {use: ...}
   bool sequential = false;              // measure again after every input group
   bool from_original = false;           // statistics of the untouched model by default
-  bool needs_statistics = false;
+  bool needs_statistics = false;        // or, of a transform, runs the block
   bool uses_quantized_stream = false;
   bool uses_original_stream = false;
 
   const ResolvedOptions& OptionsOf(size_t index) const { return stage->options[index]; }
-  // All requests for the slots with these indices, the sample for output errors included.
+  // All requests for the slots with these indices; of a packing stage with the sample for output
+  // errors.
   std::vector<StatRequest> Requests(const std::vector<size_t>& indices) const;
 };
 
@@ -44,7 +55,9 @@ struct StageSet {
   std::vector<PreparedStage> stages;
   DType scale_dtype = DType::kF16;
   std::vector<DType> weight_dtypes;  // per slot of the plan, as stored
+  // Also where a transform runs and there is calibration text: its trials and checks use that.
   bool NeedsStatistics() const;
+  bool Transforms() const;
   bool UsesQuantizedStream() const;
   bool UsesOriginalStream() const;
 };
@@ -54,10 +67,11 @@ struct StageSet {
 DType ScaleDType(std::string_view target, DType model_dtype);
 
 // `plan` must outlive the result. UNIMPLEMENTED for stages that need another table than
-// qm.quantize-linear/1.
+// qm.block-transform/1 and qm.quantize-linear/1.
 absl::StatusOr<StageSet> PrepareStages(const PipelinePlan& plan, const Catalog& catalog,
                                        const std::vector<LoadedMethod>& methods,
-                                       const Checkpoint& checkpoint, MethodRunner& runner);
+                                       const Checkpoint& checkpoint, MethodRunner& runner,
+                                       TransformRunner& transforms);
 
 }  // namespace quantmill
 

@@ -27,6 +27,12 @@ void AddMap(const std::map<std::string, std::string>& map, Fingerprint* fingerpr
   }
 }
 
+void AddRoundings(const TransformBlock& block, Fingerprint* fingerprint) {
+  for (const qm_next_rounding& next : block.next_roundings) {
+    fingerprint->Add(absl::StrCat(next.bits, " ", next.symmetric, " ", next.group_size));
+  }
+}
+
 }  // namespace
 
 ModelDigests::ModelDigests(const Checkpoint& checkpoint, int64_t layers, ThreadPool& threads)
@@ -75,6 +81,7 @@ KeyChain::KeyChain(const PipelinePlan& plan, const StageSet& stages, std::string
 void KeyChain::BeginBlock(int64_t block) {
   block_ = block;
   block_units_.clear();
+  block_transforms_.clear();
 }
 
 UnitKeys KeyChain::Key(const PreparedStage& stage, const std::vector<size_t>& slots) const {
@@ -82,7 +89,7 @@ UnitKeys KeyChain::Key(const PreparedStage& stage, const std::vector<size_t>& sl
   const PlannedStage& planned = *stage.stage;
   const BoundMethod& method = stage.method;
   for (const std::string& text :
-       {std::string("unit/1"), planned.name, planned.use,
+       {std::string(stage.transforms ? "transform/1" : "unit/1"), planned.name, planned.use,
         std::string(method.loaded.method->version), method.plugin_sha256,
         absl::StrCat(plan_.pipeline.seed, " ", static_cast<int>(stages_.scale_dtype))}) {
     fingerprint.Add(text);
@@ -97,9 +104,11 @@ UnitKeys KeyChain::Key(const PreparedStage& stage, const std::vector<size_t>& sl
     if (digest == tensors.end()) digest = tensors.find("model.embed_tokens.weight");
     if (digest != tensors.end()) fingerprint.Add(digest->second);
   }
+  for (const std::string& unit : block_transforms_) fingerprint.Add(unit);
+  if (stage.transforms) AddRoundings(stage.parts.at(block_).block, &fingerprint);
+  if (stage.needs_statistics || stage.transforms) AddMap(tensors, &fingerprint);
   if (stage.needs_statistics) {
     fingerprint.Add(calibration_);
-    AddMap(tensors, &fingerprint);
     fingerprint.Add(stage.uses_quantized_stream ? quantized_stream_ : "");
     fingerprint.Add(stage.uses_original_stream ? original_stream_ : "");
   }

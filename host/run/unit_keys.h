@@ -45,8 +45,12 @@ class KeyChain {
   void BeginBlock(int64_t block);
   // slots: indices into the stage's slots that lie in this block.
   UnitKeys Key(const PreparedStage& stage, const std::vector<size_t>& slots) const;
-  // The stage's output in this block; "?" when it is not known.
-  void AddUnit(const std::string& digest) { block_units_.push_back(digest); }
+  // The stage's output in this block; "?" when it is not known. What a transform leaves, and when
+  // it was measured, is what every later stage of the block works on.
+  void AddUnit(const PreparedStage& stage, const std::string& key, const std::string& digest) {
+    block_units_.push_back(digest);
+    if (stage.transforms) block_transforms_.push_back(key + digest);
+  }
   void EndBlock();
 
  private:
@@ -56,7 +60,7 @@ class KeyChain {
   ModelDigests& digests_;
   int64_t block_ = 0;
   std::string original_stream_, quantized_stream_;  // what the block's inputs depend on
-  std::vector<std::string> block_units_;
+  std::vector<std::string> block_units_, block_transforms_;
 };
 
 // Options as JSON with sorted keys.

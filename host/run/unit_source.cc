@@ -1,9 +1,11 @@
 #include "host/run/unit_source.h"
 
+#include <set>
 #include <utility>
 
 #include "core/base/status.h"
 #include "core/model/graph.h"
+#include "host/run/block_state.h"
 
 namespace quantmill {
 
@@ -31,6 +33,11 @@ absl::Status UnitSource::Replace(const std::string& slot, Backend& backend, Line
 
 absl::StatusOr<BlockWeights> UnitSource::LoadBlock(int64_t block, Backend& backend) {
   QM_ASSIGN_OR_RETURN(BlockWeights weights, original_.LoadBlock(block, backend));
+  QM_ASSIGN_OR_RETURN(const std::vector<BlockEdit> edits, edits_(block));
+  if (!edits.empty()) {
+    std::set<std::string> changed;
+    QM_RETURN_IF_ERROR(ApplyFinally(config(), block, edits, backend, &weights, &changed));
+  }
   for (const LinearSlot& slot : BlockSlots(config(), block)) {
     QM_RETURN_IF_ERROR(Replace(slot.name, backend, weights.At(slot)));
   }

@@ -1,13 +1,15 @@
-// The model a run has in memory: the original with the units' packed weights in place, dequantized
-// by their formats' rules.
+// The model a run has in memory: the original with its edits applied and the units' packed weights
+// in place, dequantized by their formats' rules.
 #ifndef QUANTMILL_HOST_RUN_UNIT_SOURCE_H_
 #define QUANTMILL_HOST_RUN_UNIT_SOURCE_H_
 
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/formats/packed.h"
+#include "core/model/block_edits.h"
 #include "core/model/dense_source.h"
 #include "core/model/weights.h"
 
@@ -21,11 +23,17 @@ using PackedLookup =
 absl::StatusOr<Tensor> DequantizeOn(Backend& backend, FormatRegistry& formats,
                                     const PackedWeight& packed, DType dtype);
 
+// The edits of a decoder layer's dense tensors, in order.
+using EditLookup = std::function<absl::StatusOr<std::vector<BlockEdit>>(int64_t block)>;
+
 class UnitSource : public WeightSource {
  public:
   // All must outlive this object.
-  UnitSource(DenseSource& original, PackedLookup packed, FormatRegistry& formats)
-      : original_(original), packed_(std::move(packed)), formats_(formats) {}
+  UnitSource(DenseSource& original, PackedLookup packed, EditLookup edits, FormatRegistry& formats)
+      : original_(original),
+        packed_(std::move(packed)),
+        edits_(std::move(edits)),
+        formats_(formats) {}
 
   const ModelConfig& config() const override { return original_.config(); }
   absl::StatusOr<BlockWeights> LoadBlock(int64_t block, Backend& backend) override;
@@ -41,6 +49,7 @@ class UnitSource : public WeightSource {
 
   DenseSource& original_;
   PackedLookup packed_;
+  EditLookup edits_;
   FormatRegistry& formats_;
 };
 

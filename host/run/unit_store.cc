@@ -22,6 +22,8 @@ std::string TensorName(const std::string& slot, const std::string& name) {
   return slot + "/" + name;
 }
 
+std::string EditTensor(size_t index) { return absl::StrCat("edit/", index); }
+
 std::string DigestOf(const Unit& unit, ThreadPool& threads) {
   Fingerprint fingerprint;
   for (const SlotRecord& record : unit.slots) {
@@ -35,13 +37,29 @@ std::string DigestOf(const Unit& unit, ThreadPool& threads) {
       fingerprint.Add(t.tensor, threads);
     }
   }
+  for (const BlockEdit& edit : unit.edits) {
+    fingerprint.Add(EditName(edit.kind));
+    fingerprint.Add(edit.target);
+    fingerprint.Add(edit.value, threads);
+  }
   return fingerprint.Hex();
+}
+
+absl::StatusOr<EditKind> EditKindOf(const std::string& name) {
+  for (EditKind kind : {EditKind::kScale, EditKind::kRotate, EditKind::kClip, EditKind::kReplace}) {
+    if (name == EditName(kind)) return kind;
+  }
+  return absl::DataLossError(absl::StrCat("unknown edit '", name, "'"));
 }
 
 SlotRecord RecordFromJson(const nlohmann::json& json) {
   SlotRecord r;
   r.slot = json.at("slot");
   r.packed = json.at("packed").get<int>() != 0;
+  if (json.contains("edits")) {
+    r.transformed = true;
+    r.edits = json["edits"].get<std::vector<std::string>>();
+  }
   r.method = json.at("method");
   r.version = json.at("version");
   r.plugin_sha256 = json.at("plugin_sha256");
@@ -88,6 +106,14 @@ absl::StatusOr<Unit> ParseUnit(const std::string& directory, const nlohmann::jso
     if (!unit.slots.back().packed) continue;
     QM_RETURN_IF_ERROR(LoadSlot(*file, unit.slots.back(), slot.at("tensors"), &unit));
   }
+  for (const nlohmann::json& item : json.at("edits")) {
+    BlockEdit edit;
+    QM_ASSIGN_OR_RETURN(edit.kind, EditKindOf(item.at("kind")));
+    edit.target = item.at("target");
+    QM_ASSIGN_OR_RETURN(edit.value, file->Get(EditTensor(unit.edits.size())));
+    unit.edits.push_back(std::move(edit));
+  }
+  unit.changed = json.at("changed").get<std::set<std::string>>();
   return unit;
 }
 
@@ -108,6 +134,7 @@ nlohmann::ordered_json ToJson(const SlotRecord& r) {
                                  {"in_features", r.in_features},
                                  {"bits_per_weight", r.bits_per_weight},
                                  {"weight_nmse", r.weight_nmse}};
+  if (r.transformed) json["edits"] = r.edits;
   if (r.output_nmse >= 0) json["output_nmse"] = r.output_nmse;
   json["rows"] = r.rows;
   json["seconds"] = r.seconds;
@@ -136,6 +163,11 @@ absl::Status UnitStore::Save(Unit* unit, ThreadPool& threads) const {
     }
     slots.push_back(std::move(json));
   }
+  nlohmann::ordered_json edits = nlohmann::ordered_json::array();
+  for (const BlockEdit& edit : unit->edits) {
+    declarations.push_back({EditTensor(edits.size()), edit.value.dtype(), edit.value.shape()});
+    edits.push_back({{"kind", std::string(EditName(edit.kind))}, {"target", edit.target}});
+  }
   QM_ASSIGN_OR_RETURN(auto writer,
                       SafetensorsWriter::Create(directory + kTensorFile, declarations));
   for (const auto& [slot, weight] : unit->packed) {
@@ -143,11 +175,15 @@ absl::Status UnitStore::Save(Unit* unit, ThreadPool& threads) const {
       QM_RETURN_IF_ERROR(writer->Write(TensorName(slot, t.name), t.tensor));
     }
   }
+  for (size_t i = 0; i < unit->edits.size(); ++i) {
+    QM_RETURN_IF_ERROR(writer->Write(EditTensor(i), unit->edits[i].value));
+  }
   QM_RETURN_IF_ERROR(writer->Finish());
   unit->digest = DigestOf(*unit, threads);
   const nlohmann::ordered_json record = {{"key", unit->key},       {"stage", unit->stage},
                                          {"block", unit->block},   {"seconds", unit->seconds},
-                                         {"digest", unit->digest}, {"slots", slots}};
+                                         {"digest", unit->digest}, {"slots", slots},
+                                         {"edits", edits},         {"changed", unit->changed}};
   return WriteFile(directory + kRecordFile, record.dump(1) + "\n");
 }
 

@@ -5,12 +5,14 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/formats/packed.h"
+#include "core/model/block_edits.h"
 #include "core/threads/thread_pool.h"
 #include "nlohmann/json.hpp"
 
@@ -19,8 +21,12 @@ namespace quantmill {
 // What one stage made of one slot.
 struct SlotRecord {
   std::string slot;
-  bool packed = false;  // false: kept dense by the stage's on_error
-  std::string method;   // that made it; the fallback's after on_error: use
+  bool packed = false;  // false: kept dense by the stage's on_error, or transformed
+  // By a stage that edits dense weights, and its edits of this slot ("scale
+  // model.layers.0.input_layernorm").
+  bool transformed = false;
+  std::vector<std::string> edits;
+  std::string method;  // that made it; the fallback's after on_error: use
   std::string version;
   std::string plugin_sha256;
   std::string options;  // canonical JSON
@@ -44,7 +50,11 @@ struct Unit {
   int64_t block = 0;  // number of layers for the head
   std::vector<SlotRecord> slots;
   std::map<std::string, std::shared_ptr<const PackedWeight>> packed;  // by slot, on the host
-  std::string digest;  // of `packed`; set by Save and Load
+  // Of a transform stage: what it proposed, to be applied in this order, and the names of the
+  // tensors that changes.
+  std::vector<BlockEdit> edits;
+  std::set<std::string> changed;
+  std::string digest;  // of `packed` and `edits`; set by Save and Load
   double seconds = 0;
 };
 

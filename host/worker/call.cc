@@ -59,6 +59,7 @@ class PluginCall::Impl : public CallContext {
   Impl(Backend& b, CallSettings s) : CallContext(b), settings_(std::move(s)) {
     with_services = settings_.with_services;
     service = settings_.service;
+    block = settings_.block;
     call_.struct_size = sizeof(call_);
     call_.host_data = static_cast<CallContext*>(this);
     call_.fail = &Impl::Fail;

@@ -18,6 +18,8 @@
 
 namespace quantmill {
 
+class BlockTrials;
+
 // Option values checked against a method's table, defaults filled in, text form.
 using ResolvedOptions = std::map<std::string, std::string>;
 
@@ -28,10 +30,11 @@ struct CallSettings {
   uint64_t scratch_limit = 0;  // bytes; 0 = no limit
   // Receives progress in [0, 1] (negative: alive); returns true to cancel. May be null.
   std::function<bool(double)> progress;
-  // Told when the call enters (true) and leaves (false) a linear algebra service, which may take
-  // long and reports no progress. May be null.
+  // Told when the call enters (true) and leaves (false) a service that may take long and reports no
+  // progress (linear algebra, runs of the block). May be null.
   std::function<void(bool entered)> service;
-  bool with_services = true;  // false: every host extension is NULL
+  bool with_services = true;     // false: every host extension is NULL
+  BlockTrials* block = nullptr;  // what qm.host.block/1 runs; null: it is not offered
   // Receives the plugin's log lines (severity 0 debug, 1 info, 2 warning), from any thread. Null:
   // warnings go to stderr, the rest nowhere.
   LogSink log;

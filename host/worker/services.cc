@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "core/threads/thread_pool.h"
+#include "host/worker/block_service.h"
 
 namespace quantmill {
 namespace {
@@ -72,28 +73,12 @@ constexpr qm_host_threads kThreads = {sizeof(qm_host_threads), WorkerCount, Para
 
 // ---- linear algebra ----
 
-// Marks the time a call spends in a service.
-class ServiceMark {
- public:
-  explicit ServiceMark(qm_call* call) : service_(ContextOf(call).service) {
-    if (service_) service_(true);
-  }
-  ~ServiceMark() {
-    if (service_) service_(false);
-  }
-  ServiceMark(const ServiceMark&) = delete;
-  ServiceMark& operator=(const ServiceMark&) = delete;
-
- private:
-  const std::function<void(bool)>& service_;
-};
-
 qm_status Gemm(qm_call* call, int32_t trans_a, int32_t trans_b, double alpha, const qm_tensor* a,
                const qm_tensor* b, double beta, qm_tensor* c) noexcept {
   if (a == nullptr || b == nullptr || c == nullptr) {
     return Fail(call, QM_INVALID_ARGUMENT, "gemm was given a null tensor");
   }
-  const ServiceMark mark(call);
+  const ServiceMark mark(ContextOf(call));
   return FromStatus(
       call, ContextOf(call).backend->Gemm(trans_a != 0, trans_b != 0, alpha, *a, *b, beta, *c));
 }
@@ -102,7 +87,7 @@ qm_status InverseCholesky(qm_call* call, const qm_tensor* h, double damp, qm_ten
   if (h == nullptr || out == nullptr) {
     return Fail(call, QM_INVALID_ARGUMENT, "inverse_cholesky was given a null tensor");
   }
-  const ServiceMark mark(call);
+  const ServiceMark mark(ContextOf(call));
   return FromStatus(call, ContextOf(call).backend->InverseCholesky(*h, damp, *out));
 }
 
@@ -114,6 +99,7 @@ const void* HostService(CallContext& context, std::string_view id) {
   if (!context.with_services) return nullptr;
   if (id == QM_HOST_THREADS) return &kThreads;
   if (id == QM_HOST_LINALG) return &kLinalg;
+  if (id == QM_HOST_BLOCK) return context.block == nullptr ? nullptr : BlockServiceTable();
   if (id != QM_HOST_CUDA || !context.backend->device().is_cuda()) return nullptr;
   if (context.cuda.struct_size == 0) {
     if (!CudaVersions(&context.cuda)) return nullptr;

@@ -1,15 +1,19 @@
-// The services plugins fetch by id (quantmill/host_ext.h): threads, linear algebra, CUDA facts.
+// The services plugins fetch by id (quantmill/host_ext.h): threads, linear algebra, CUDA facts, the
+// block.
 #ifndef QUANTMILL_HOST_WORKER_SERVICES_H_
 #define QUANTMILL_HOST_WORKER_SERVICES_H_
 
 #include <cstdint>
 #include <functional>
 #include <string_view>
+#include <vector>
 
 #include "core/tensor/backend.h"
 #include "quantmill/all.h"
 
 namespace quantmill {
+
+class BlockTrials;
 
 // What a service needs to know of the call it is used in. qm_call::host_data points at one.
 struct CallContext {
@@ -17,7 +21,25 @@ struct CallContext {
   Backend* backend;
   bool with_services = true;
   std::function<void(bool entered)> service;  // see CallSettings
+  BlockTrials* block = nullptr;               // see CallSettings
+  std::vector<Tensor> block_outputs;          // handed out by qm.host.block/1, for the call's life
   qm_host_cuda cuda = {};  // filled by HostService on first use; struct_size 0 = not yet
+};
+
+// Marks the time a call spends in a service, which may take long and reports no progress.
+class ServiceMark {
+ public:
+  explicit ServiceMark(CallContext& context) : service_(context.service) {
+    if (service_) service_(true);
+  }
+  ~ServiceMark() {
+    if (service_) service_(false);
+  }
+  ServiceMark(const ServiceMark&) = delete;
+  ServiceMark& operator=(const ServiceMark&) = delete;
+
+ private:
+  const std::function<void(bool)>& service_;
 };
 
 // The table for `id`, valid while the call is open, or null: unknown id, or a service this device

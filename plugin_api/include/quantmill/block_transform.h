@@ -24,14 +24,19 @@ typedef struct qm_site_consumer { /* FROZEN */
 #define QM_CONSUMER_NOT_A_SLOT (UINT64_C(1) << 0)
 
 typedef struct qm_scale_site { /* FROZEN: a place where channels may be rescaled without effect */
-  const char* id;              /* of the site */
-  const char* producer;        /* norm, or linear whose output channels feed the consumers */
+  const char* id;              /* the producer's name: a producer has one site */
+  /* module name: a norm, or a linear whose output channels feed the consumers; it is a norm iff no
+   * linear of the block has this name */
+  const char* producer;
   const qm_site_consumer* consumers; /* every reader of the channels */
   uint64_t consumer_count;           /* entries of consumers */
   int64_t channels;                  /* of the producer */
   uint64_t flags;                    /* QM_SITE_* */
 } qm_scale_site;
 #define QM_SITE_ROTATABLE (UINT64_C(1) << 0)
+/* Of a rotatable site: flags >> 32 is the width of the diagonal blocks (heads) within which
+ * channels may be mixed; a rotation is zero outside them. */
+#define QM_SITE_ROTATION_BLOCK_SHIFT 32
 
 /* How a linear will be rounded by the next packing stage on it; bits 0 = by none. */
 typedef struct qm_next_rounding { /* FROZEN */
@@ -44,7 +49,9 @@ typedef int32_t qm_edit_kind;
 enum {
   QM_EDIT_SCALE = 1,  /* target = site id; value = f32[channels]: producer / s, consumers * s;
                          preserves the function */
-  QM_EDIT_ROTATE = 2, /* target = site id; value = f32[channels, channels] orthogonal; preserves */
+  QM_EDIT_ROTATE = 2, /* target = site id; value = f32[channels, channels] orthogonal Q: the
+                         producer's output y (a row) becomes y Q, consumers W become W Q; preserves
+                         the function */
   QM_EDIT_CLIP = 3,   /* target = linear; value = f32[out, groups] max |w|; changes the function */
   QM_EDIT_REPLACE = 4 /* target = tensor; value = new content; changes the function */
 };
@@ -55,11 +62,15 @@ typedef struct qm_edit { /* FROZEN */
   int32_t reserved;      /* zero */
 } qm_edit;
 
+/* The linears of a block that the stage's `layers` name, and the sites whose producer (if it is a
+ * linear) and consumers are all among them. */
 typedef struct qm_block_info { /* GROWABLE */
   uint64_t struct_size;
   const char* name;                     /* "model.layers.3" */
   const qm_linear_info* const* linears; /* the linears of the block */
-  const qm_tensor* weights; /* one per linear, read-only, f32 [out, in] on call->device */
+  /* One per linear, read-only, f32 [out, in] on call->device, with all edits so far; NULL in
+   * plan. */
+  const qm_tensor* weights;
   const qm_next_rounding* next_roundings; /* one per linear */
   uint64_t linear_count;                  /* entries of linears, weights and next_roundings */
   const qm_scale_site* sites;             /* places where channels may be rescaled */
@@ -68,9 +79,12 @@ typedef struct qm_block_info { /* GROWABLE */
 
 typedef struct qm_block_transform { /* GROWABLE table */
   uint64_t struct_size;
-  /* From shapes and options alone; format_id of the plan stays NULL.  [call] */
+  /* From shapes and options alone; format_id of the plan stays NULL.  Statistics are measured on
+   * the inputs of every linear listed.  [call] */
   qm_status (*plan)(qm_call*, const qm_block_info*, qm_quant_plan* out) QM_NOEXCEPT;
-  /* *edits: array in scratch, applied in order.  [call] */
+  /* *edits: array in scratch, applied in order.  The host checks targets, shapes and values, and
+   * that what preserves the function does so (the halves of the block, run in f32, differ by less
+   * than 1e-5); an edit that fails leaves the block as it was and fails the call.  [call] */
   qm_status (*run)(qm_call*, const qm_block_info*, const qm_stats* const* per_linear,
                    const qm_edit** edits, uint64_t* edit_count) QM_NOEXCEPT;
 } qm_block_transform;

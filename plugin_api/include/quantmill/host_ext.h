@@ -53,7 +53,11 @@ typedef struct qm_host_cuda { /* GROWABLE */
 } qm_host_cuda;
 
 /* ---- the block a block-scope capability works on -----------------------------------------------
- */
+ * Offered while qm_block_transform.run is open and the pipeline has calibration text.  Inputs are
+ * those of the stream that the stage's statistics come from: of the untouched model if all of them
+ * are FROM_ORIGINAL.  "Untouched block" means the block as the call found it, with the edits of
+ * earlier transforms.  Values of overrides are f32, f16 or bf16, contiguous, on the host or on
+ * call->device; they must stay as they are until the function returns. */
 #define QM_HOST_BLOCK "qm.host.block/1"
 typedef struct qm_override { /* FROZEN */
   const char* tensor;        /* full name, e.g. "model.layers.3.self_attn.q_proj.weight" */
@@ -63,13 +67,15 @@ typedef struct qm_host_block { /* GROWABLE */
   uint64_t struct_size;
   /* Calibration windows available. */
   int64_t (*sample_count)(qm_call*) QM_NOEXCEPT;
-  /* Runs the block on one window with some tensors replaced for this call only.  out: scratch,
-   * [rows, hidden].  [call] */
+  /* Runs the block on one window with some tensors replaced for this call only.  out: scratch on
+   * call->device, [rows, hidden], in the run's compute type.  [call] */
   qm_status (*forward)(qm_call*, int64_t sample, const qm_override*, uint64_t override_count,
                        qm_tensor* out) QM_NOEXCEPT;
   /* Mean squared difference to the untouched block over windows [first, first + count), compared
-   * on the output of `submodule`: "self_attn", "mlp", one linear's name, or "" for the whole
-   * block.  What the overrides do not touch is not run again.  [call] */
+   * on the output of `submodule`: "self_attn" or "mlp" (between the norm before and the residual
+   * after), one linear's name, or "" for the whole block.  What the overrides do not touch is not
+   * run again: inputs and outputs of the submodule asked last are kept, up to 256 MiB.  An expert's
+   * linear is compared on the rows routed to it; 0 where there are none.  [call] */
   qm_status (*loss)(qm_call*, const char* submodule, int64_t first, int64_t count,
                     const qm_override*, uint64_t override_count, double* out) QM_NOEXCEPT;
   /* Gradients of <d_out, forward> for the named tensors; NULL where the host has no autograd.

@@ -54,8 +54,7 @@ TEST(CheckPipelineTest, TransformThenQuantize) {
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_FALSE(plan->stages[0].packs);
   EXPECT_EQ(plan->stages[0].slots.size(), 6u);
-  EXPECT_EQ(plan->stages[0].options[0].at(kCapabilityOption), "scale");
-  EXPECT_EQ(plan->stages[1].options[0].count(kCapabilityOption), 0u);
+  EXPECT_THAT(plan->stages[0].tables, ElementsAre(QM_EXT_BLOCK_TRANSFORM));
   EXPECT_THAT(plan->packed_by, ::testing::Each(1));
 }
 

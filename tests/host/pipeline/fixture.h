@@ -21,7 +21,8 @@ inline MethodInfo FakeMethod(const std::string& id, std::vector<OptionInfo> opti
   return method;
 }
 
-// gptq, ptq (quantize), awq (transform and quantize), qat (train), affine (format only).
+// gptq, ptq (quantize), awq (transform and quantize), awq.scale (transform), qat (train), affine
+// (format only).
 inline Catalog FakeCatalog() {
   const OptionInfo bits{"bits", QM_OPT_I64, false, "4", "2|3|4|8", "bits per code"};
   const OptionInfo group{"group_size", QM_OPT_I64, false, "128", "-1..", "input channels"};
@@ -35,6 +36,7 @@ inline Catalog FakeCatalog() {
       FakeMethod("gptq", {bits, group, symmetric, damp}, {QM_EXT_QUANTIZE_LINEAR}),
       FakeMethod("ptq", {bits, group, symmetric, variant}, {QM_EXT_QUANTIZE_LINEAR}),
       FakeMethod("awq", {bits, group}, {QM_EXT_BLOCK_TRANSFORM, QM_EXT_QUANTIZE_LINEAR}),
+      FakeMethod("awq.scale", {}, {QM_EXT_BLOCK_TRANSFORM}),
       FakeMethod("qat", {init}, {QM_EXT_REPARAMETRIZE}),
       FakeMethod("affine", {}, {QM_EXT_FORMAT, QM_EXT_LINEAR_KERNEL})};
   plugin.methods.back().flags = QM_METHOD_NO_STAGE;

@@ -85,8 +85,8 @@ export: {format: gptq, path: /o, tensor_parallel: 2}
   EXPECT_EQ(p->device_memory_limit, int64_t{6} << 30);
   EXPECT_EQ(p->host_memory_limit, 500000000);
   EXPECT_FALSE(p->inputs_quantized);
-  EXPECT_EQ(p->stages[0].method, "awq");
-  EXPECT_EQ(p->stages[0].capability, "scale");
+  EXPECT_EQ(p->stages[0].use, "awq.scale");
+  EXPECT_EQ(p->stages[0].name, "awq.scale");
   EXPECT_EQ(p->stages[0].on_error.action, OnError::Action::kKeepDense);
   const Stage& main = p->stages[1];
   EXPECT_EQ(main.name, "main");
@@ -99,7 +99,7 @@ export: {format: gptq, path: /o, tensor_parallel: 2}
   EXPECT_EQ(main.train["data"], "/w/t.txt");
   EXPECT_EQ(main.train["lr"], 1e-4);
   EXPECT_EQ(p->stages[2].name, "gptq");
-  EXPECT_EQ(p->stages[3].method, "org.example.fine");
+  EXPECT_EQ(p->stages[3].use, "org.example.fine");
 }
 
 TEST(PipelineYamlTest, NamesAreMadeUnique) {

@@ -1,0 +1,88 @@
+// Calls a method's block-transform table for one block, with everything around a call: options,
+// seed, views of weights, statistics and sites, last words.
+#ifndef QUANTMILL_HOST_RUN_TRANSFORM_RUNNER_H_
+#define QUANTMILL_HOST_RUN_TRANSFORM_RUNNER_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "core/calib/block_trials.h"
+#include "core/calib/statistics.h"
+#include "core/model/block_edits.h"
+#include "core/model/graph.h"
+#include "core/model/sites.h"
+#include "core/tensor/backend.h"
+#include "host/plugins/registry.h"
+#include "host/run/method_runner.h"
+#include "host/supervisor/last_words.h"
+#include "host/supervisor/process.h"
+
+namespace quantmill {
+
+// The part of a block that a transform stage works on.
+struct TransformBlock {
+  int64_t block = 0;
+  std::string name;  // "model.layers.3"
+  std::vector<LinearSlot> slots;
+  std::vector<DType> weight_dtypes;              // as stored, per slot
+  std::vector<qm_next_rounding> next_roundings;  // per slot
+  // Sites whose linears are all among `slots`.
+  std::vector<ScaleSite> sites;
+  DType scale_dtype = DType::kF16;
+};
+
+// What plan() said about a block.
+struct TransformPlan {
+  // Wanted of the inputs of every slot; input_group is left -1.
+  std::vector<SlotPlan::Stat> stats;
+  uint64_t scratch_bytes = 0;
+  double flops = 0;
+};
+
+struct TransformTask {
+  const TransformBlock* block = nullptr;
+  const TransformPlan* plan = nullptr;
+  const ResolvedOptions* options = nullptr;
+  std::vector<Tensor> weights;        // F32 [out, in] on the device, per slot
+  const Statistics* stats = nullptr;  // null: the plan asks for none
+  bool stats_from_original = false;   // the single stream of the calibration is the untouched one
+  uint64_t seed = 0;
+  BlockTrials* trials = nullptr;  // null: no calibration text
+};
+
+struct TransformOutcome {
+  absl::Status status;
+  std::vector<BlockEdit> edits;  // as proposed, values copied to the host; not checked
+  uint64_t scratch_peak = 0;
+};
+
+class TransformRunner {
+ public:
+  // `words` may be null. Both must outlive this object.
+  TransformRunner(Backend& backend, LastWords* words, EventSink sink);
+
+  absl::StatusOr<TransformPlan> Plan(const LoadedMethod& method, const std::string& stage,
+                                     const TransformBlock& block, const ResolvedOptions& options);
+  // `key`: UnitKeys::attempt, for remembering a crash.
+  TransformOutcome Run(const LoadedMethod& method, const std::string& stage, const std::string& key,
+                       const TransformTask& task);
+
+ private:
+  CallSettings Settings(const LoadedMethod& method, const std::string& stage,
+                        const std::string& function, const TransformTask& task);
+  nlohmann::json Words(const LoadedMethod& method, const std::string& stage, const std::string& key,
+                       const std::string& function, const TransformTask& task) const;
+  absl::StatusOr<std::vector<BlockEdit>> TakeEdits(const qm_edit* edits, uint64_t count);
+
+  Backend& backend_;
+  LastWords* words_;
+  EventSink sink_;
+  PluginLog log_;
+};
+
+}  // namespace quantmill
+
+#endif  // QUANTMILL_HOST_RUN_TRANSFORM_RUNNER_H_
