@@ -21,12 +21,14 @@ using ConfigPointer = absl::StatusOr<std::shared_ptr<const QuantizationConfig>>;
 
 ConfigPointer ParseGptqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseCompressedTensorsConfig(const nlohmann::ordered_json& json);
+ConfigPointer ParseHqqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseNativeConfig(const nlohmann::ordered_json& json);
 
 absl::StatusOr<nlohmann::ordered_json> ComposeGptqConfig(std::string_view target,
                                                          const std::vector<SlotEntry>& slots);
 absl::StatusOr<nlohmann::ordered_json> ComposeCompressedTensorsConfig(
     const std::vector<SlotEntry>& slots);
+absl::StatusOr<nlohmann::ordered_json> ComposeHqqConfig(const std::vector<SlotEntry>& slots);
 absl::StatusOr<nlohmann::ordered_json> ComposeNativeConfig(const std::vector<SlotEntry>& slots);
 
 // A pattern that other programs match with Python's re.match: anchored at the start only.

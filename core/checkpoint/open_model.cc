@@ -18,6 +18,12 @@ bool Contains(const std::vector<std::string>& list, const std::string& name) {
   return std::find(list.begin(), list.end(), name) != list.end();
 }
 
+bool IsLeftOut(const SlotStorage& storage, const std::vector<std::string>& present) {
+  if (!Contains(present, "weight")) return false;
+  if (absl::StartsWith(storage.target, "gptq")) return !Contains(present, "qweight");
+  return storage.target == "hqq" && !Contains(present, "W_q");
+}
+
 class OriginalSource : public CheckpointSource {
  public:
   explicit OriginalSource(std::unique_ptr<DenseSource> dense) : dense_(std::move(dense)) {}
@@ -114,9 +120,8 @@ class QuantizedSource : public CheckpointSource {
     for (const CheckpointTensor& tensor : checkpoint_->TensorsUnder(slot.name + ".")) {
       present.push_back(tensor.entry->name.substr(slot.name.size() + 1));
     }
-    // GPTQ readers tell modules that were left out by their tensors, not by the config.
-    const bool gptq = storage && absl::StartsWith(storage->target, "gptq");
-    if (gptq && Contains(present, "weight") && !Contains(present, "qweight")) storage.reset();
+    // Readers of GPTQ and HQQ files tell modules that were left out by their tensors.
+    if (storage && IsLeftOut(*storage, present)) storage.reset();
     if (!storage) return CheckDense(slot, present);
     PackedSlot packed{slot, *std::move(storage), {}};
     for (const std::string& name : packed.storage.required) {

@@ -14,9 +14,12 @@ namespace quantmill {
 using Json = nlohmann::ordered_json;
 
 const std::vector<std::string>& CheckpointTargets() {
-  static const auto* const targets =
-      new std::vector<std::string>{"gptq", "gptq_v2", "compressed-tensors",
-                                   std::string(kNativeTarget), std::string(kDenseTarget)};
+  static const auto* const targets = new std::vector<std::string>{"gptq",
+                                                                  "gptq_v2",
+                                                                  "compressed-tensors",
+                                                                  "hqq",
+                                                                  std::string(kNativeTarget),
+                                                                  std::string(kDenseTarget)};
   return *targets;
 }
 
@@ -72,11 +75,12 @@ absl::StatusOr<std::shared_ptr<const QuantizationConfig>> ParseQuantizationConfi
   QM_ASSIGN_OR_RETURN(const std::string method, GetString(json, "quant_method", ""));
   if (method == "gptq") return ParseGptqConfig(json);
   if (method == "compressed-tensors") return ParseCompressedTensorsConfig(json);
+  if (method == "hqq") return ParseHqqConfig(json);
   if (method == kNativeTarget) return ParseNativeConfig(json);
   if (method.empty()) return ConfigError("quant_method", "is missing");
   return absl::UnimplementedError(
       ErrorText(absl::StrCat("the checkpoint is quantized with quant_method '", method, "'"),
-                "supported are gptq, compressed-tensors and quantmill"));
+                "supported are gptq, compressed-tensors, hqq and quantmill"));
 }
 
 absl::StatusOr<std::shared_ptr<const QuantizationConfig>> ReadQuantizationConfig(
@@ -111,6 +115,7 @@ absl::StatusOr<Json> ComposeQuantizationConfig(std::string_view target,
   }
   if (target == "gptq" || target == "gptq_v2") return ComposeGptqConfig(target, slots);
   if (target == "compressed-tensors") return ComposeCompressedTensorsConfig(slots);
+  if (target == "hqq") return ComposeHqqConfig(slots);
   if (target == kNativeTarget) return ComposeNativeConfig(slots);
   return absl::InvalidArgumentError(
       ErrorText(absl::StrCat("no checkpoint format '", std::string(target), "'"),

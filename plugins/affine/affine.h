@@ -117,7 +117,8 @@ void FusedRowsAvx512(const FusedInput& input, int m, int64_t begin, int64_t end,
 // Columns in stable order of their group, when every group has equally many; false otherwise.
 bool SortByGroup(const int32_t* group_index, int64_t in, int64_t groups, int32_t* permutation);
 
-// ---- checkpoint targets (affine_checkpoint.cc) --------------------------------------------------
+// ---- checkpoint targets (affine_checkpoint.cc; hqq: affine_hqq.cc)
+// -------------------------------
 qm_status CanStore(qm_call* call, const char* target, const char* format_json, int64_t out,
                    int64_t in);
 qm_status ToCheckpoint(qm_call* call, const char* target, const char* layer,
@@ -126,7 +127,15 @@ qm_status ToCheckpoint(qm_call* call, const char* target, const char* layer,
 qm_status FromCheckpoint(qm_call* call, const char* target, const char* layer,
                          const qm_named_tensor* tensors, uint64_t count, const char* config_json,
                          qm_packed* out);
-inline constexpr const char* kTargets[3] = {"gptq", "gptq_v2", "compressed-tensors"};
+inline constexpr const char* kTargets[4] = {"gptq", "gptq_v2", "compressed-tensors", "hqq"};
+const qm_tensor* FindTensor(const qm_named_tensor* tensors, uint64_t count, const char* name);
+
+class Emitter;
+qm_status HqqStorable(qm_call* call, const Params& params, int64_t out, int64_t in);
+qm_status ToHqq(qm_call* call, const char* layer, const Weight& weight, Emitter* emitter,
+                std::string* config);
+qm_status FromHqq(qm_call* call, const char* layer, const qm_named_tensor* tensors, uint64_t count,
+                  qm_packed* out);
 
 // ---- results ------------------------------------------------------------------------------------
 // A copy of `text` in the call's scratch memory.
@@ -145,7 +154,7 @@ class Emitter {
                          qm_packed* packed);
 
  private:
-  static constexpr int kMaxTensors = 7;
+  static constexpr int kMaxTensors = 20;
   qm_call* call_;
   qm_named_tensor tensors_[kMaxTensors] = {};
   int count_ = 0;

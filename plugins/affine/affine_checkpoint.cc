@@ -1,6 +1,7 @@
 // Checkpoint layouts of other programs.
 //   gptq, gptq_v2: gptqmodel/nn_modules/qlinear/__init__.py; v1 stores zero points minus one
 //     (AutoGPTQ auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py).
+//   hqq: affine_hqq.cc.
 //   compressed-tensors: src/compressed_tensors/compressors/ (pack-quantized and int-quantized).
 #include <cstdio>
 #include <cstdlib>
@@ -14,10 +15,10 @@ namespace {
 
 constexpr qm_device kHost = {QM_CPU, 0};
 
-enum class Target { kGptq, kGptqV2, kCompressedTensors };
+enum class Target { kGptq, kGptqV2, kCompressedTensors, kHqq };
 
 bool FindTarget(const char* name, Target* out) {
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 4; ++i) {
     if (std::strcmp(name, kTargets[i]) != 0) continue;
     *out = static_cast<Target>(i);
     return true;
@@ -49,17 +50,10 @@ std::string JsonValue(const char* json, const char* key) {
   return std::string(at, std::strcspn(at, ",}"));
 }
 
-const qm_tensor* Find(const qm_named_tensor* tensors, uint64_t count, const char* name) {
-  for (uint64_t i = 0; i < count; ++i) {
-    if (std::strcmp(tensors[i].name, name) == 0) return &tensors[i].tensor;
-  }
-  return nullptr;
-}
-
 qm_status Need(qm_call* call, const char* layer, const qm_named_tensor* tensors, uint64_t count,
                const char* name, int32_t rank, std::initializer_list<qm_dtype> dtypes,
                const qm_tensor** out) {
-  const qm_tensor* tensor = Find(tensors, count, name);
+  const qm_tensor* tensor = FindTensor(tensors, count, name);
   if (tensor == nullptr) {
     return qm::Fail(call, QM_INVALID_ARGUMENT, "layer ", layer, " has no tensor '", name, "'");
   }
@@ -105,14 +99,23 @@ bool AllMiddle(const std::vector<uint8_t>& zeros, int bits) {
 // ---- gptq
 // ----------------------------------------------------------------------------------------
 
+qm_status NeedIntegerZeros(qm_call* call, const char* target, const Params& p) {
+  if (p.zero == Zero::kFloat || p.zero == Zero::kQ8) {
+    return qm::Fail(call, QM_FAILED_PRECONDITION, target, " files hold integer zero points only; ",
+                    "export as quantmill or hqq, or quantize with integer zero points");
+  }
+  if (p.axis == 0 || p.q8_scale) {
+    return qm::Fail(call, QM_FAILED_PRECONDITION, target, " files hold groups of input channels ",
+                    "with scales as floats only; export as quantmill");
+  }
+  return QM_OK;
+}
+
 int FieldMultiple(int bits) { return bits == 3 ? 32 : 32 / bits; }
 
 qm_status GptqStorable(qm_call* call, const Params& p, int64_t out, int64_t in) {
   const int multiple = FieldMultiple(p.bits);
-  if (p.zero == Zero::kFloat) {
-    return qm::Fail(call, QM_FAILED_PRECONDITION, "gptq files hold integer zero points only; ",
-                    "export as quantmill, or quantize with integer zero points");
-  }
+  QM_TRY(NeedIntegerZeros(call, "gptq", p));
   if (in % multiple != 0 || out % multiple != 0) {
     return qm::Fail(call, QM_FAILED_PRECONDITION, "gptq files with ", p.bits, " bits need in and ",
                     "out features in multiples of ", multiple, "; this linear has [", out, ", ", in,
@@ -217,7 +220,7 @@ qm_status FromGptq(qm_call* call, Target target, const char* layer, const qm_nam
   QM_TRY(Need(call, layer, tensors, count, "qweight", 2, {QM_I32}, &qweight));
   QM_TRY(Need(call, layer, tensors, count, "qzeros", 2, {QM_I32}, &qzeros));
   QM_TRY(Need(call, layer, tensors, count, "scales", 2, {QM_F16, QM_BF16, QM_F32}, &scales));
-  const qm_tensor* g_idx = Find(tensors, count, "g_idx");
+  const qm_tensor* g_idx = FindTensor(tensors, count, "g_idx");
   Params p{config.bits, config.group_size, Zero::kNone};
   const int bits = p.bits;
   if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
@@ -282,11 +285,7 @@ qm_status FromGptq(qm_call* call, Target target, const char* layer, const qm_nam
 // --------------------------------------------------------------------------
 
 qm_status CompressedStorable(qm_call* call, const Params& p) {
-  if (p.zero == Zero::kFloat) {
-    return qm::Fail(call, QM_FAILED_PRECONDITION, "compressed-tensors files hold integer zero ",
-                    "points only; export as quantmill, or quantize with integer zero points");
-  }
-  return QM_OK;
+  return NeedIntegerZeros(call, "compressed-tensors", p);
 }
 
 std::string CompressedConfig(const Weight& w) {
@@ -463,7 +462,7 @@ qm_status FromCompressed(qm_call* call, const char* layer, const qm_named_tensor
   if (config.params.zero == Zero::kInt) {
     QM_TRY(ReadCompressedZero(call, layer, tensors, count, config, n, groups, &emitter));
   }
-  if (const qm_tensor* g_idx = Find(tensors, count, "weight_g_idx")) {
+  if (const qm_tensor* g_idx = FindTensor(tensors, count, "weight_g_idx")) {
     if (g_idx->dtype != QM_I32 || g_idx->rank != 1 || g_idx->shape[0] != k) {
       return qm::Fail(call, QM_INVALID_ARGUMENT, "tensor 'weight_g_idx' of layer ", layer,
                       " must be I32 [", k, "]");
@@ -475,10 +474,17 @@ qm_status FromCompressed(qm_call* call, const char* layer, const qm_named_tensor
 
 qm_status UnknownTarget(qm_call* call, const char* target) {
   return qm::Fail(call, QM_FAILED_PRECONDITION, "affine-int weights cannot be stored as '", target,
-                  "'; they can as gptq, gptq_v2 and compressed-tensors");
+                  "'; they can as gptq, gptq_v2, compressed-tensors and hqq");
 }
 
 }  // namespace
+
+const qm_tensor* FindTensor(const qm_named_tensor* tensors, uint64_t count, const char* name) {
+  for (uint64_t i = 0; i < count; ++i) {
+    if (std::strcmp(tensors[i].name, name) == 0) return &tensors[i].tensor;
+  }
+  return nullptr;
+}
 
 qm_status CanStore(qm_call* call, const char* target, const char* format_json, int64_t out,
                    int64_t in) {
@@ -487,6 +493,7 @@ qm_status CanStore(qm_call* call, const char* target, const char* format_json, i
   if (!ParseParams(format_json, &params, &why)) return qm::Fail(call, QM_INVALID_ARGUMENT, why);
   Target kind;
   if (!FindTarget(target, &kind)) return UnknownTarget(call, target);
+  if (kind == Target::kHqq) return HqqStorable(call, params, out, in);
   return kind == Target::kCompressedTensors ? CompressedStorable(call, params)
                                             : GptqStorable(call, params, out, in);
 }
@@ -502,9 +509,13 @@ qm_status ToCheckpoint(qm_call* call, const char* target, const char* layer,
   FindTarget(target, &kind);
   Emitter emitter(call);
   std::string config;
-  QM_TRY(kind == Target::kCompressedTensors
-             ? ToCompressed(call, layer, w, packed, &emitter, &config)
-             : ToGptq(call, kind, layer, w, &emitter, &config));
+  if (kind == Target::kHqq) {
+    QM_TRY(ToHqq(call, layer, w, &emitter, &config));
+  } else {
+    QM_TRY(kind == Target::kCompressedTensors
+               ? ToCompressed(call, layer, w, packed, &emitter, &config)
+               : ToGptq(call, kind, layer, w, &emitter, &config));
+  }
   QM_TRY(ScratchString(call, config, config_json));
   return emitter.Finish(out, count);
 }
@@ -514,9 +525,13 @@ qm_status FromCheckpoint(qm_call* call, const char* target, const char* layer,
                          qm_packed* out) {
   Target kind;
   if (!FindTarget(target, &kind)) return UnknownTarget(call, target);
-  QM_TRY(kind == Target::kCompressedTensors
-             ? FromCompressed(call, layer, tensors, count, config_json, out)
-             : FromGptq(call, kind, layer, tensors, count, config_json, out));
+  if (kind == Target::kHqq) {
+    QM_TRY(FromHqq(call, layer, tensors, count, out));
+  } else {
+    QM_TRY(kind == Target::kCompressedTensors
+               ? FromCompressed(call, layer, tensors, count, config_json, out)
+               : FromGptq(call, kind, layer, tensors, count, config_json, out));
+  }
   Weight weight;
   QM_TRY(ReadWeight(call, *out, /*prepacked=*/false, &weight));
   return CheckValues(call, weight);

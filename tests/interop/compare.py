@@ -8,7 +8,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 
-def parse_arguments(description):
+def parse_arguments(description, more=None):
+    """The arguments all loaders have; more(parser) adds those of one."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("checkpoint", help="directory that quantmill wrote")
     parser.add_argument("tokens", help="safetensors file with input_ids, int32 [1, T]")
@@ -18,6 +19,8 @@ def parse_arguments(description):
     parser.add_argument("--json", help="also write the result to this file")
     parser.add_argument("--max-kl", type=float, default=1e-3)
     parser.add_argument("--min-top1", type=float, default=0.97)
+    if more is not None:
+        more(parser)
     return parser.parse_args()
 
 

@@ -90,6 +90,42 @@ TEST(GptqConfig, RefusesWhatItCannotRead) {
                 "list of names");
 }
 
+constexpr char kHqq[] = R"({"quant_method":"hqq","skip_modules":["lm_head","mlp.gate"],
+    "quant_config":{"weight_quant_params":{"nbits":4,"channel_wise":true,"group_size":64,
+    "optimize":true,"round_zero":true,"axis":1,"view_as_float":false},
+    "scale_quant_params":null,"zero_quant_params":null,"offload_meta":false}})";
+
+TEST(HqqConfig, ReadsOneSettingForAllOrOnePerTag) {
+  const auto config = Parsed(kHqq);
+  ASSERT_NE(config, nullptr);
+  EXPECT_EQ(config->target(), "hqq");
+  const char* four = R"({"axis":1,"group_size":64,"nbits":4})";
+  EXPECT_EQ(Storage(*config, "model.layers.3.mlp.gate_proj"), four);
+  EXPECT_EQ(Storage(*config, "model.layers.3.mlp.gate"), "dense");
+  EXPECT_EQ(Storage(*config, "lm_head"), "dense");
+  const auto tags = Parsed(R"({"quant_method":"hqq","quant_config":{
+      "self_attn.q_proj":{"weight_quant_params":{"nbits":3,"group_size":null,"axis":0}}}})");
+  ASSERT_NE(tags, nullptr);
+  EXPECT_EQ(Storage(*tags, "model.layers.11.self_attn.q_proj"),
+            R"({"axis":0,"group_size":-1,"nbits":3})");
+  EXPECT_EQ(Storage(*tags, "model.layers.11.self_attn.k_proj"), "dense");
+}
+
+TEST(HqqConfig, RefusesWhatItCannotRead) {
+  const auto invalid = absl::StatusCode::kInvalidArgument;
+  ExpectRefused(R"({"quant_method":"hqq"})", invalid, "quant_config");
+  ExpectRefused(R"({"quant_method":"hqq","quant_config":{"a":1}})", invalid, "quant_config");
+  ExpectRefused(R"({"quant_method":"hqq","skip_modules":"a","quant_config":{"a":{}}})", invalid,
+                "skip_modules");
+  ExpectRefused(R"({"quant_method":"hqq","skip_modules":[1],"quant_config":{"a":{}}})", invalid,
+                "skip_modules");
+  ExpectRefused(R"({"quant_method":"hqq","quant_config":{"weight_quant_params":{"nbits":"4"}}})",
+                invalid, "nbits");
+  ExpectRefused(R"({"quant_method":"hqq","quant_config":{"weight_quant_params":{"nbits":4},
+                    "scale_quant_params":{"nbits":8}}})",
+                absl::StatusCode::kUnimplemented, "scale_quant_params");
+}
+
 constexpr char kCompressed[] = R"({"quant_method":"compressed-tensors","format":"pack-quantized",
     "quantization_status":"compressed","ignore":["lm_head","re:.*layers\\.1\\.mlp.*"],
     "config_groups":{
@@ -191,6 +227,15 @@ TEST(Compose, ReadsBackAsWhatWasPutIn) {
       R"("strategy":"group","symmetric":false})";
   ExpectRoundTrip("compressed-tensors", Slots(ct4, ct8, ""));
   ExpectRoundTrip("compressed-tensors", Slots(ct4, ct4, ""));
+  const std::string hqq4 = R"({"axis":1,"group_size":64,"nbits":4})";
+  ExpectRoundTrip("hqq", Slots(hqq4, hqq4, ""));
+  std::vector<SlotEntry> by_kind = Slots(hqq4, hqq4, "");
+  for (SlotEntry& slot : by_kind) {
+    if (slot.name.find("v_proj") != std::string::npos) {
+      slot.config_json = R"({"axis":0,"group_size":16,"nbits":2})";
+    }
+  }
+  ExpectRoundTrip("hqq", by_kind);
   ExpectRoundTrip("quantmill",
                   Slots(R"({"bits":4,"group_size":128,"zero":"int"})",
                         R"({"bits":2,"group_size":-1,"zero":"none"})", "qm.fmt.affine-int/1"));
@@ -224,6 +269,22 @@ TEST(Compose, WritesTheKeysReadersInsistOn) {
             R"({"actorder":null,"block_structure":null,"dynamic":false,"group_size":null,)"
             R"("num_bits":4,"observer":"minmax","observer_kwargs":{},"strategy":"channel",)"
             R"("symmetric":true,"type":"int"})");
+}
+
+TEST(Compose, WritesTheKeysOfTheHqqReader) {
+  const std::string four = R"({"axis":1,"group_size":64,"nbits":4})";
+  const auto hqq = ComposeQuantizationConfig("hqq", Slots(four, four, ""));
+  ASSERT_TRUE(hqq.ok()) << hqq.status();
+  EXPECT_EQ(hqq->dump(),
+            R"({"quant_method":"hqq","skip_modules":["mlp.down_proj","lm_head"],"quant_config":{)"
+            R"("weight_quant_params":{"nbits":4,"channel_wise":true,"group_size":64,)"
+            R"("optimize":true,"round_zero":true,"axis":1,"view_as_float":false},)"
+            R"("scale_quant_params":null,"zero_quant_params":null,"offload_meta":false}})");
+  std::vector<SlotEntry> uneven = Slots(four, four, "");
+  uneven[0].packed = false;
+  const auto refused = ComposeQuantizationConfig("hqq", uneven).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("self_attn.q_proj"));
 }
 
 TEST(Compose, RefusesUnknownTargetsAndNothingPacked) {
