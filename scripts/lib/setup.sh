@@ -8,7 +8,7 @@ QM_PACKAGES=(
   libyaml-cpp-dev libabsl-dev nlohmann-json3-dev libspdlog-dev zlib1g-dev
   libopenblas-dev libhwy-dev libpcre2-dev libutf8proc-dev libre2-dev
 )
-QM_TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev)
+QM_TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev doxygen)
 
 say() { printf '\n== %s\n' "$*"; }
 
