@@ -173,7 +173,7 @@ __device__ void SolveTile(const Arguments& a, int64_t tile, int lane, int count,
     const int64_t size = used ? o.group_size : 0;
     Group g = {used ? a.scale[j] : 1.0f, 0.0f, 0.0f};
     g.inverse = 1.0f / g.scale;
-    g.zero = used ? FirstZero(a.zero[j], g.inverse, o.bits) : 0.0f;
+    g.zero = used ? FirstZero(a.zero[j], g.inverse) : 0.0f;
     for (int t = 0; t < count; ++t) {
       Sums sums = Iterate(w, size, rows ? lane : 0, rows ? 32 : 1, g, a.steps[t], o.norm, max_code);
       if (rows) sums = {JoinWarp(sums.error), JoinWarp(sums.zero)};

@@ -2,7 +2,7 @@
 // host and device when compiled without contraction.
 //
 //   scale    S = max(range / M, 1 / 20000), M = 2^bits - 1; S = 1 where range <= 1e-4
-//   start    z = -low / S (rounded for 4 bits)
+//   start    z = -low / S
 //   code     q = clamp(round(w / S + z), 0, M), half to even
 //   weight   (q - z) S
 //   step     R = W - (q - z) S;  E = shrink(R);  z = mean over the group of (q - (W - E) / S)
@@ -57,10 +57,7 @@ QM_HD inline float BoundZero(float zero) {
   return zero < kHalfMax ? zero : kHalfMax;
 }
 
-QM_HD inline float FirstZero(float low, float inverse, int32_t bits) {
-  const float zero = BoundZero(-low * inverse);
-  return bits == 4 ? qm::RoundHalfEven(zero) : zero;
-}
+QM_HD inline float FirstZero(float low, float inverse) { return BoundZero(-low * inverse); }
 
 QM_HD inline float RoundZero(float zero, qm_dtype dtype) {
   if (dtype == QM_F16) return qm::ToFloat(qm::ToF16(zero));

@@ -85,7 +85,7 @@ inline void SolveTileOfRows(const Work& work, int64_t tile, int count, double* e
   for (int64_t j = tile * kTileGroups; j < end; ++j) {
     const float* w = work.weight.row(j / per_row) + j % per_row * o.group_size;
     Group g = {work.scale[j], 1.0f / work.scale[j], 0.0f};
-    g.zero = FirstZero(work.zero[j], g.inverse, o.bits);
+    g.zero = FirstZero(work.zero[j], g.inverse);
     for (int t = 0; t < count; ++t) {
       const Sums sums = IterateRow(w, o.group_size, g, (*work.steps)[t], o.norm, max_code);
       if (errors != nullptr) errors[t] += static_cast<double>(sums.error);
@@ -153,7 +153,7 @@ inline void SolveTileOfColumns(const Work& work, int64_t tile, int count, float*
   for (int l = 0; l < kLanes; ++l) {
     c.scale[l] = l < used ? work.scale[first + l] : 1.0f;
     c.inverse[l] = 1.0f / c.scale[l];
-    c.zero[l] = l < used ? FirstZero(work.zero[first + l], c.inverse[l], o.bits) : 0.0f;
+    c.zero[l] = l < used ? FirstZero(work.zero[first + l], c.inverse[l]) : 0.0f;
   }
   for (int t = 0; t < count; ++t) {
     float error[kLanes] = {};

@@ -190,7 +190,6 @@ SlowLayer Slow(const Setting& s, const std::vector<float>& w, int64_t rows, int6
   for (size_t g = 0; g < groups; ++g) {
     const double low = *std::min_element(members[g].begin(), members[g].end());
     out.zero.push_back(-low / got.scale[g]);
-    if (s.bits == 4) out.zero[g] = std::nearbyint(out.zero[g]);
   }
   const auto code = [&](double x, size_t g) {
     return std::clamp(std::nearbyint(x / out.scale[g] + out.zero[g]), 0.0, max_code);
