@@ -70,14 +70,15 @@ absl::Status LoadSubject(const CheckRequest& request, const Job& job, Stage* sta
   return absl::OkStatus();
 }
 
-Verdict RunCase(const CheckRequest& request, const Job& job, std::string* device) {
+// An error when the device asked for is not there: that says nothing about the plugin.
+absl::StatusOr<Verdict> RunCase(const CheckRequest& request, const Job& job, std::string* device) {
   auto* stage = new Stage;  // a plugin's thread may outlive the case
   stage->subject.path = request.plugin;
   stage->subject.device = request.device;
   stage->subject.seed = request.seed;
   if (job.item->scope != Scope::kFile) {
     const absl::Status loaded = LoadSubject(request, job, stage);
-    if (absl::IsUnavailable(loaded)) return Skipped(std::string(loaded.message()));
+    if (absl::IsUnavailable(loaded)) return loaded;
     if (!loaded.ok()) return Failed(job.item->rules.front(), std::string(loaded.message()));
     *device = stage->subject.device;
     if (job.item->slow && !stage->subject.on_cuda() && !request.slow) {
@@ -174,12 +175,15 @@ absl::StatusOr<Verdict> RunInChild(const CheckRequest& request, const Job& job,
   const auto start = Clock::now();
   options.interrupted = [start, limit] { return SecondsSince(start) > limit; };
   std::optional<Verdict> verdict;
+  std::string error;
   QM_ASSIGN_OR_RETURN(const WorkerEnd end, RunWorker(options, [&](const nlohmann::json& event) {
+                        if (event.contains("error")) error = event["error"].get<std::string>();
                         if (event.contains("device")) *device = event["device"].get<std::string>();
                         const std::optional<State> state = StateFromName(event.value("state", ""));
                         if (!state) return;
                         verdict = Verdict{*state, event.value("rule", ""), event.value("text", "")};
                       }));
+  if (!error.empty()) return absl::UnavailableError(error);
   if (verdict && (end.exit_code == 0 || end.exit_code == kExitReported) && end.signal == 0) {
     return *verdict;
   }
@@ -252,7 +256,7 @@ absl::StatusOr<CheckReport> CheckPlugin(const CheckRequest& given,
     const auto start = Clock::now();
     Verdict verdict;
     if (request.in_process) {
-      verdict = RunCase(request, job, &report.device);
+      QM_ASSIGN_OR_RETURN(verdict, RunCase(request, job, &report.device));
     } else {
       QM_ASSIGN_OR_RETURN(verdict, RunInChild(request, job, &report.device));
     }
@@ -278,10 +282,14 @@ void RunCaseProcess(const nlohmann::json& json, int descriptor) {
   }
   ReportFaultsTo(descriptor);
   std::string device;
-  const Verdict verdict = RunCase(request, job, &device);
+  const absl::StatusOr<Verdict> verdict = RunCase(request, job, &device);
+  if (!verdict.ok()) {
+    WriteEventLine(descriptor, {{"error", std::string(verdict.status().message())}});
+    _exit(0);
+  }
   if (!device.empty()) WriteEventLine(descriptor, {{"device", device}});
-  WriteVerdictLine(descriptor, std::string(StateName(verdict.state)).c_str(), verdict.rule,
-                   verdict.text);
+  WriteVerdictLine(descriptor, std::string(StateName(verdict->state)).c_str(), verdict->rule,
+                   verdict->text);
   _exit(0);  // what the plugin left behind is not worth a destructor
 }
 

@@ -44,8 +44,8 @@ struct CheckReport {
 };
 
 // Hands every result to `sink` as it comes (may be null). Errors: a file that is not there, a
-// pattern that cannot be read or matches nothing (INVALID_ARGUMENT), a process that cannot be
-// started. What the plugin does is never an error.
+// pattern that cannot be read or matches nothing (INVALID_ARGUMENT), a device that is not there
+// (UNAVAILABLE), a process that cannot be started. What the plugin does is never an error.
 absl::StatusOr<CheckReport> CheckPlugin(const CheckRequest& request,
                                         const std::function<void(const CaseResult&)>& sink);
 

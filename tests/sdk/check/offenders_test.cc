@@ -159,6 +159,14 @@ TEST(CheckTest, WrongRequestsAreErrors) {
   EXPECT_THAT(std::string(nothing.status().message()), testing::HasSubstr("no case matches"));
 }
 
+TEST(CheckTest, ADeviceThatIsNotThereIsAnErrorAndNoPass) {
+  CheckRequest request = RequestFor("rounding", "^memory.fences$");
+  request.device = "cuda:97";
+  EXPECT_TRUE(absl::IsUnavailable(CheckPlugin(request, nullptr).status()));
+  request.in_process = true;
+  EXPECT_TRUE(absl::IsUnavailable(CheckPlugin(request, nullptr).status()));
+}
+
 TEST(CheckTest, EveryCaseHasAGroupRulesAndASentence) {
   for (const Case& item : AllCases()) {
     EXPECT_NE(item.name.find('.'), std::string::npos) << item.name;
