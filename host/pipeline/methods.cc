@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/base/nearest.h"
@@ -11,7 +12,23 @@
 namespace quantmill {
 namespace {
 
+// "awq.clamp" where awq is there: what of it can be used.
+absl::Status UnknownPart(const Catalog& catalog, const std::string& method,
+                         const std::string& part) {
+  std::vector<std::string> uses;
+  for (const std::string& id : catalog.MethodIds()) {
+    if (id == method || absl::StartsWith(id, method + ".")) uses.push_back(id);
+  }
+  return absl::NotFoundError(
+      ErrorText(absl::StrCat("method '", method, "' has no part '", part, "'"), "",
+                absl::StrCat("use ", absl::StrJoin(uses, " or "))));
+}
+
 absl::Status UnknownMethod(const Catalog& catalog, const std::string& use) {
+  const size_t dot = use.rfind('.');
+  if (dot != std::string::npos && catalog.FindMethod(use.substr(0, dot)) != nullptr) {
+    return UnknownPart(catalog, use.substr(0, dot), use.substr(dot + 1));
+  }
   std::string remedy;
   for (const PluginInfo& plugin : catalog.plugins) {
     if (plugin.rejected.empty()) continue;

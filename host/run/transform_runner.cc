@@ -15,6 +15,7 @@ namespace {
 constexpr char kPlan[] = "block-transform.plan";
 constexpr char kRun[] = "block-transform.run";
 constexpr uint64_t kMaxEdits = 1 << 20;
+constexpr int kRotationWidthShift = 32;  // in qm_scale_site::flags
 
 // qm_block_info over a task, with the memory it points into.
 class BlockView {
@@ -58,7 +59,7 @@ class BlockView {
     view.channels = site.channels;
     if (site.rotation_block > 0) {
       view.flags = QM_SITE_ROTATABLE | static_cast<uint64_t>(site.rotation_block)
-                                           << QM_SITE_ROTATION_BLOCK_SHIFT;
+                                           << kRotationWidthShift;
     }
     sites_.push_back(view);
   }
@@ -94,6 +95,7 @@ CallSettings TransformRunner::Settings(const LoadedMethod& method, const std::st
 nlohmann::json TransformRunner::Words(const LoadedMethod& method, const std::string& stage,
                                       const std::string& key, const std::string& function,
                                       const TransformTask& task) const {
+  // Without options: no bundle of a transform's call can be repeated.
   return {{"plugin", method.method->id},
           {"version", method.method->version},
           {"path", method.path},
@@ -103,8 +105,7 @@ nlohmann::json TransformRunner::Words(const LoadedMethod& method, const std::str
           {"slot", task.block->name},
           {"slots", nlohmann::json::array({task.block->name})},
           {"shape", absl::StrCat("[", task.block->slots.size(), " linears]")},
-          {"seed", task.seed},
-          {"options", *task.options}};
+          {"seed", task.seed}};
 }
 
 absl::StatusOr<TransformPlan> TransformRunner::Plan(const LoadedMethod& method,

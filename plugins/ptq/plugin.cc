@@ -1,10 +1,11 @@
 // ptq: round to nearest, with the range of each group taken from its extremes, from a search for
-// the least squared error, or from a quantile.
+// the least squared error, or from a quantile. ptq.smooth: smooth.cc.
 #include "quantmill/sdk/plugin.hpp"
 
 #include <iterator>
 
 #include "ptq.h"
+#include "smooth.h"
 
 namespace quantmill::ptq {
 namespace {
@@ -103,8 +104,8 @@ constexpr qm_method kMethod = {
     std::size(kOptions),
     QM_METHOD_DETERMINISTIC,
     &Ext};
-constexpr const qm_method* kMethods[] = {&kMethod};
-constexpr qm_plugin kPlugin = {sizeof(qm_plugin), QM_ABI_MAJOR, QM_ABI_MINOR,      0, 1, kMethods,
+constexpr const qm_method* kMethods[] = {&kMethod, &kSmoothMethod};
+constexpr qm_plugin kPlugin = {sizeof(qm_plugin), QM_ABI_MAJOR, QM_ABI_MINOR,      0, 2, kMethods,
                                "quantmill",       "Apache-2.0", "C++ " __VERSION__};
 
 }  // namespace

@@ -164,10 +164,10 @@ class BlockInput {
                             consumer.channel_map.empty() ? nullptr : consumer.channel_map.data(),
                             consumer.in, 0});
     }
-    const uint64_t flags = site.rotation_block == 0
-                               ? 0
-                               : QM_SITE_ROTATABLE | (static_cast<uint64_t>(site.rotation_block)
-                                                      << QM_SITE_ROTATION_BLOCK_SHIFT);
+    const uint64_t flags =
+        site.rotation_block == 0
+            ? 0
+            : QM_SITE_ROTATABLE | (static_cast<uint64_t>(site.rotation_block) << 32);
     sites_.push_back({site.producer.c_str(), site.producer.c_str(), consumers->data(),
                       consumers->size(), site.channels, flags});
     consumers_.push_back(std::move(consumers));

@@ -93,9 +93,11 @@ TEST_P(RecipeTest, GivesAModelThatEveryCommandReads) {
   for (const auto& stage : run["stages"]) {
     EXPECT_TRUE(IsFlat(stage));
     std::vector<std::string> stage_keys = Keys(stage);
-    stage_keys.resize(5);
-    EXPECT_THAT(stage_keys,
-                ElementsAreArray({"name", "method", "slots", "seconds", "weight_nmse"}));
+    std::vector<std::string> expected = {"name", "method", "slots", "seconds"};
+    // A transform that changes nothing the model computes has no error.
+    if (stage["method"] != "ptq.smooth") expected.push_back("weight_nmse");
+    stage_keys.resize(expected.size());
+    EXPECT_THAT(stage_keys, ElementsAreArray(expected));
   }
   CheckEvaluation(run["evaluation"]);
 

@@ -33,10 +33,9 @@ typedef struct qm_scale_site { /* FROZEN: a place where channels may be rescaled
   int64_t channels;                  /* of the producer */
   uint64_t flags;                    /* QM_SITE_* */
 } qm_scale_site;
+/* flags >> 32 is then the width of a head: a rotation mixes the channels of one head only and is 0
+ * outside its diagonal blocks. */
 #define QM_SITE_ROTATABLE (UINT64_C(1) << 0)
-/* Of a rotatable site: flags >> 32 is the width of the diagonal blocks (heads) within which
- * channels may be mixed; a rotation is zero outside them. */
-#define QM_SITE_ROTATION_BLOCK_SHIFT 32
 
 /* How a linear will be rounded by the next packing stage on it; bits 0 = by none. */
 typedef struct qm_next_rounding { /* FROZEN */
