@@ -37,12 +37,13 @@ std::string ShortFormat(const std::string& id) {
   return id.rfind(prefix, 0) == 0 ? id.substr(prefix.size()) : id;
 }
 
-// Options in which the slots of a stage differ, so that the rows of overrides can be told apart.
+// Options in which the slots of a stage differ, so that the rows of overrides can be told apart;
+// all of a stage that does not pack.
 std::set<std::string> Varying(const PlannedStage& stage) {
   std::set<std::string> names;
   for (const ResolvedOptions& options : stage.options) {
     for (const auto& [name, value] : options) {
-      if (stage.options[0].count(name) == 0 || stage.options[0].at(name) != value) {
+      if (!stage.packs || stage.options[0].count(name) == 0 || stage.options[0].at(name) != value) {
         names.insert(name);
       }
     }

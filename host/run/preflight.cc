@@ -139,15 +139,25 @@ int64_t LargestBlockBytes(const PipelinePlan& plan, const Checkpoint& checkpoint
   return bytes.empty() ? 0 : *std::max_element(bytes.begin(), bytes.end());
 }
 
+// What trial runs keep of the windows, at most: a submodule's input and its output in f32.
+int64_t TrialBytes(const PipelinePlan& plan, const PreparedStage::Part& part) {
+  if (!plan.pipeline.calibration) return 0;
+  int64_t values = 3 * plan.config.hidden_size;
+  for (const LinearSlot& slot : part.block.slots) {
+    values = std::max(values, slot.in_features + slot.out_features);
+  }
+  return std::min(kTrialCacheBytes, plan.pipeline.calibration->samples *
+                                        plan.pipeline.calibration->sequence_length * values * 4);
+}
+
 // The most that a transform of a block needs: its weights in f32 as the method sees them, and with
 // the edits tried and applied; scratch; what trial runs keep.
-int64_t LargestTransformBytes(const PreparedStage& stage) {
+int64_t LargestTransformBytes(const PipelinePlan& plan, const PreparedStage& stage) {
   int64_t largest = 0;
   for (const auto& [index, part] : stage.parts) {
-    int64_t weights = 0;
-    for (const LinearSlot& slot : part.block.slots) weights += Weights(slot);
-    largest = std::max(largest, 3 * 4 * weights + static_cast<int64_t>(part.plan.scratch_bytes) +
-                                    (stage.needs_statistics ? kTrialCacheBytes : 0));
+    int64_t bytes = static_cast<int64_t>(part.plan.scratch_bytes) + TrialBytes(plan, part);
+    for (const LinearSlot& slot : part.block.slots) bytes += 3 * 4 * Weights(slot);
+    largest = std::max(largest, bytes);
   }
   return largest;
 }
@@ -157,7 +167,7 @@ int64_t LargestCallBytes(const PipelinePlan& plan, const StageSet& stages) {
   int64_t largest = 0;
   for (const PreparedStage& stage : stages.stages) {
     if (stage.transforms) {
-      largest = std::max(largest, LargestTransformBytes(stage));
+      largest = std::max(largest, LargestTransformBytes(plan, stage));
       continue;
     }
     std::map<std::pair<int, int>, int64_t> groups;
