@@ -198,6 +198,42 @@ TEST_F(TransformTest, StatisticsFollowTheEdits) {
   EXPECT_NEAR(both / apart, 1, 0.05);
 }
 
+// A method with both tables: one stage, two units per block.
+TEST_F(TransformTest, TransformAndRoundInOneStage) {
+  const std::string stages =
+      "  - {name: all, use: org.example.transformer.rounding, options: {expect_bits: 8, "
+      "service: true}}\n";
+  const std::string pipeline = Pipeline("p", stages, "compressed-tensors", kCalibration);
+  const ProgramResult plan = Program({"plan", pipeline, "--plugin", QM_TRANSFORMER});
+  EXPECT_EQ(plan.exit_code, 0) << plan.err;
+  EXPECT_THAT(plan.out, AllOf(HasSubstr("28 packed, 0 dense"), Not(HasSubstr("dense   "))));
+  const ProgramResult result = Run(pipeline, {"--json", Path("r.json")});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(Json("r.json")["units"], 8);
+  EXPECT_EQ(Json("r.json")["stages"][0]["slots"], 28);
+  EXPECT_EQ(Provenance("p.out")["model.layers.0.mlp.up_proj"].size(), 2u);
+  const auto expected = Tree(Path("p.out"));
+  fs::remove_all(Path("p.out"));
+  const std::string journal = Tree(Path("p.work"))["journal.jsonl"];
+  std::istringstream in(journal);
+  std::ofstream out(Path("p.work/journal.jsonl"));
+  std::string line;
+  for (int i = 0; i < 6 && std::getline(in, line); ++i) out << line << "\n";
+  out.close();
+  ASSERT_EQ(Run(pipeline, {"--resume"}).exit_code, 0);
+  EXPECT_EQ(Tree(Path("p.out")), expected);
+}
+
+TEST_F(TransformTest, NextRoundingIsThatOfTheNextPackingStage) {
+  const std::string stages =
+      "  - {use: org.example.transformer, layers: ['*.self_attn.*'], options: {expect_bits: 3}}\n"
+      "  - {name: none, use: org.example.transformer, layers: ['*.mlp.*'], options: {expect_bits: "
+      "0}}\n"
+      "  - {use: ptq, layers: ['*.self_attn.*'], options: {bits: 3}}\n";
+  const ProgramResult result = Run(Pipeline("p", stages, "quantmill", kCalibration));
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+}
+
 struct Offence {
   const char* misbehave;
   const char* options;

@@ -1,5 +1,5 @@
-/* Scales every site by powers of two that follow from the seed, clips if asked, uses the block
- * service, and misbehaves as its option says. */
+/* Scales every site by factors that follow from the seed, clips if asked, uses the block service,
+ * and misbehaves as its option says. A second method rounds to int8 per row besides. */
 #include <math.h>
 #include <signal.h>
 #include <stdint.h>
@@ -60,6 +60,10 @@ static qm_status run(qm_call* c, const qm_block_info* b, const qm_stats* const* 
     const struct timespec pause_time = {0, 150 * 1000 * 1000};
     nanosleep(&pause_time, NULL);
   }
+  const int64_t bits = c->opt_i64(c, "expect_bits");
+  for (uint64_t l = 0; l < b->linear_count && bits >= 0; ++l) {
+    if (b->next_roundings[l].bits != bits) return c->fail(c, QM_INTERNAL, "other bits are next");
+  }
   if ((c->opt_i64(c, "statistics") || c->opt_i64(c, "original")) && stats[0]->count != 1) {
     return c->fail(c, QM_INTERNAL, "the statistics are missing");
   }
@@ -101,10 +105,44 @@ static qm_status run(qm_call* c, const qm_block_info* b, const qm_stats* const* 
   return QM_OK;
 }
 
+static qm_status round_plan(qm_call* c, const qm_linear_info* li, qm_quant_plan* out) {
+  (void)c, (void)li;
+  out->format_id = "qm.fmt.affine-int/1";
+  return QM_OK;
+}
+
+static qm_status round_run(qm_call* c, const qm_linear_info* li, const qm_tensor* w,
+                           const qm_stats* s, qm_packed* out) {
+  (void)s;
+  const int64_t n = li->out_features, k = li->in_features, words = (k + 3) / 4;
+  qm_tensor codes, scale;
+  qm_status st = c->emit(c, 0, "codes", w->device, QM_I32, 2, (int64_t[]){n, words}, &codes);
+  if (st) return st;
+  st = c->emit(c, 0, "scale", w->device, QM_F32, 2, (int64_t[]){n, 1}, &scale);
+  if (st) return st;
+  memset(codes.data, 0, (size_t)(n * words) * 4);
+  for (int64_t i = 0; i < n; ++i) {
+    const float* row = (const float*)w->data + i * w->stride[0];
+    float top = 1e-6f;
+    for (int64_t j = 0; j < k; ++j) top = fmaxf(top, fabsf(row[j]));
+    ((float*)scale.data)[i] = top / 127.0f;
+    uint8_t* bytes = (uint8_t*)codes.data + i * words * 4;
+    for (int64_t j = 0; j < k; ++j) bytes[j] = (uint8_t)(lrintf(row[j] / top * 127.0f) + 128);
+  }
+  qm_named_tensor* t = c->scratch(c, w->device, 2 * sizeof *t);
+  if (!t) return c->fail(c, QM_RESOURCE_EXHAUSTED, "no scratch");
+  t[0].name = "codes", t[0].tensor = codes, t[1].name = "scale", t[1].tensor = scale;
+  *out = (qm_packed){
+      "qm.fmt.affine-int/1", "{\"bits\":8,\"group_size\":-1,\"zero\":\"none\"}", t, 2, n, k};
+  return QM_OK;
+}
+
 static const qm_block_transform kTransform = {sizeof kTransform, plan, run};
+static const qm_quantize_linear kQuantize = {sizeof kQuantize, round_plan, round_run, NULL};
 static const void* ext(const qm_method* m, const char* id) {
-  (void)m;
-  return strcmp(id, QM_EXT_BLOCK_TRANSFORM) == 0 ? &kTransform : NULL;
+  if (strcmp(id, QM_EXT_BLOCK_TRANSFORM) == 0) return &kTransform;
+  const int rounds = strcmp(m->id, "org.example.transformer.rounding") == 0;
+  return rounds && strcmp(id, QM_EXT_QUANTIZE_LINEAR) == 0 ? &kQuantize : NULL;
 }
 static const qm_option kOptions[] = {
     {"misbehave", "none",
@@ -115,17 +153,27 @@ static const qm_option kOptions[] = {
     {"clip", "false", NULL, "clip every linear at 0.05", QM_OPT_BOOL, 0},
     {"statistics", "false", NULL, "ask for absmean", QM_OPT_BOOL, 0},
     {"original", "false", NULL, "ask for absmean of the untouched model", QM_OPT_BOOL, 0},
-    {"service", "false", NULL, "run the block", QM_OPT_BOOL, 0}};
+    {"service", "false", NULL, "run the block", QM_OPT_BOOL, 0},
+    {"expect_bits", "-1", "-1..8", "of the rounding that comes next; -1 = any", QM_OPT_I64, 0},
+    {"bits", "8", "8", "of the rounding method", QM_OPT_I64, 0}};
 static const qm_method kMethod = {sizeof kMethod,
                                   "org.example.transformer",
                                   "0.1.0",
                                   "scales and clips",
                                   kOptions,
-                                  6,
+                                  8,
                                   QM_METHOD_DETERMINISTIC,
                                   ext};
-static const qm_method* const kMethods[] = {&kMethod};
-static const qm_plugin kPlugin = {sizeof kPlugin, QM_ABI_MAJOR, QM_ABI_MINOR, 0,     1,
+static const qm_method kRounding = {sizeof kRounding,
+                                    "org.example.transformer.rounding",
+                                    "0.1.0",
+                                    "scales, clips and rounds",
+                                    kOptions,
+                                    8,
+                                    QM_METHOD_DETERMINISTIC,
+                                    ext};
+static const qm_method* const kMethods[] = {&kMethod, &kRounding};
+static const qm_plugin kPlugin = {sizeof kPlugin, QM_ABI_MAJOR, QM_ABI_MINOR, 0,     2,
                                   kMethods,       "example",    "Apache-2.0", "none"};
 QM_EXPORT const qm_plugin* qm_plugin_entry_v1(void);
 const qm_plugin* qm_plugin_entry_v1(void) { return &kPlugin; }
