@@ -11,7 +11,7 @@ namespace quantmill::check {
 namespace {
 
 std::string FakePlugin(const std::string& name) {
-  return std::string(QM_FAKE_PLUGIN_DIR) + "/libqm_" + name + ".so";
+  return std::string(QM_OFFENDER_DIR) + "/libqm_" + name + ".so";
 }
 
 TEST(ElfFileTest, ReadsSymbolsAndFlags) {
@@ -28,7 +28,7 @@ TEST(ElfFileTest, ReadsSymbolsAndFlags) {
 TEST(ElfFileTest, WhatIsNoSharedObjectIsRefused) {
   EXPECT_FALSE(ReadElf("/nowhere.so").ok());
   EXPECT_FALSE(ReadElf("/etc/passwd").ok());
-  EXPECT_FALSE(ReadElf(QM_FAKE_PLUGIN_DIR).ok());
+  EXPECT_FALSE(ReadElf(QM_OFFENDER_DIR).ok());
 }
 
 // However short the file is cut, there is an error or an answer, and no fault.

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -10,8 +11,10 @@
 namespace quantmill::check {
 namespace {
 
+// An offender, or one of the loader's.
 std::string FakePlugin(const std::string& name) {
-  return std::string(QM_FAKE_PLUGIN_DIR) + "/libqm_" + name + ".so";
+  const std::string offender = QM_OFFENDER_DIR "/libqm_" + name + ".so";
+  return std::filesystem::exists(offender) ? offender : QM_FAKE_PLUGIN_DIR "/libqm_" + name + ".so";
 }
 
 CheckRequest RequestFor(const std::string& name, const std::string& only) {
