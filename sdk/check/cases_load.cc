@@ -139,8 +139,8 @@ Verdict Pure(Subject& subject) {
   if (bad) return Skipped(bad->text);
   if (!usable) return Skipped("its descriptor cannot be walked (load.descriptor)");
   if (CountThreads() != threads) return Failed("QM-P-001", "it started a thread");
-  if (CudaDriverLoaded()) {
-    return Failed("QM-P-001", "the CUDA driver is loaded; it must also load where there is no GPU");
+  if (CudaStarted()) {
+    return Failed("QM-P-001", "it started CUDA; a plugin must also load where there is no GPU");
   }
   if (watched) return Passed();
   return Passed("threads and CUDA only: the kernel does not let this process watch system calls");

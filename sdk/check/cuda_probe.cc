@@ -3,17 +3,30 @@
 #include <dlfcn.h>
 
 namespace quantmill::check {
+namespace {
 
-bool CudaDriverLoaded() { return dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD) != nullptr; }
+// CUresult of the driver API.
+constexpr int kSuccess = 0, kNotInitialized = 3;
+
+// cuCtxGetCurrent; kNotInitialized also where no driver has been loaded.
+int GetCurrent(void** context) {
+  void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+  if (driver == nullptr) return kNotInitialized;
+  using Function = int (*)(void** context);
+  const auto get_current = reinterpret_cast<Function>(dlsym(driver, "cuCtxGetCurrent"));
+  return get_current == nullptr ? kNotInitialized : get_current(context);
+}
+
+}  // namespace
+
+bool CudaStarted() {
+  void* context = nullptr;
+  return GetCurrent(&context) != kNotInitialized;
+}
 
 const void* CurrentCudaContext() {
-  void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
-  if (driver == nullptr) return nullptr;
-  using GetCurrent = int (*)(void** context);
-  const auto get_current = reinterpret_cast<GetCurrent>(dlsym(driver, "cuCtxGetCurrent"));
   void* context = nullptr;
-  if (get_current == nullptr || get_current(&context) != 0) return nullptr;
-  return context;
+  return GetCurrent(&context) == kSuccess ? context : nullptr;
 }
 
 }  // namespace quantmill::check

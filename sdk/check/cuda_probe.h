@@ -8,8 +8,9 @@ namespace quantmill::check {
 // The context current in this thread; null when there is none or no driver has been loaded.
 const void* CurrentCudaContext();
 
-// True when someone in this process has loaded the CUDA driver library.
-bool CudaDriverLoaded();
+// True when someone in this process has started the CUDA driver (cuInit). Having its library loaded
+// is not enough: the CUDA runtime of this very program does so when it registers its kernels.
+bool CudaStarted();
 
 }  // namespace quantmill::check
 
