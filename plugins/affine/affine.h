@@ -14,6 +14,9 @@
 
 namespace affine {
 
+// For tensors in host memory.
+inline constexpr qm_device kHost = {QM_CPU, 0};
+
 enum class Zero { kNone, kInt, kFloat, kQ8 };
 
 struct Params {

@@ -13,8 +13,6 @@
 namespace affine {
 namespace {
 
-constexpr qm_device kHost = {QM_CPU, 0};
-
 enum class Target { kGptq, kGptqV2, kCompressedTensors, kHqq };
 
 bool FindTarget(const char* name, Target* out) {

@@ -9,7 +9,6 @@
 namespace affine {
 namespace {
 
-constexpr qm_device kHost = {QM_CPU, 0};
 // Rows of the weight handled at once by a thread: enough to hide the cost of a task, few enough to
 // balance two threads on a small layer.
 constexpr int64_t kRowGrain = 32;

@@ -47,6 +47,12 @@ class Cuda : public ::testing::Test {
 };
 
 // A qm_packed over device copies that live as long as `call`.
+// Calls have streams of their own: what one makes must be there before another takes it.
+void Wait(FakeCall* call) {
+  ASSERT_EQ(cudaStreamSynchronize(static_cast<cudaStream_t>(call->get()->cuda_stream)),
+            cudaSuccess);
+}
+
 class DeviceView {
  public:
   DeviceView(FakeCall* call, const PackedWeight& weight) {
@@ -137,6 +143,7 @@ TEST_F(Cuda, DequantizeEqualsTheReferenceBitForBit) {
     qm_packed tiles;
     const qm_status status = Kernel()->prepack(prepack.get(), view.get(), &tiles);
     ASSERT_EQ(status, HasTiles(spec) ? QM_OK : QM_UNIMPLEMENTED) << prepack.error();
+    Wait(&prepack);
     if (status == QM_OK) ExpectDequantized(weight, &tiles);
   }
 }
@@ -221,6 +228,7 @@ TEST_F(Cuda, MatmulEqualsTheReferenceWithinRounding) {
     }
     qm_packed tiles;
     if (Kernel()->prepack(prepack.get(), view.get(), &tiles) != QM_OK) continue;
+    Wait(&prepack);
     ExpectProduct<float>(weight, &tiles, 3);
     for (int64_t rows : {1, 2, 8, 9, 16, 17, 32, 33, 64, 65, 128}) {
       ExpectProduct<qm::F16>(weight, &tiles, rows);
@@ -235,6 +243,7 @@ TEST_F(Cuda, MatmulGivesTheSameBytesEachTime) {
   const DeviceView view(&owner, weight);
   qm_packed tiles;
   ASSERT_EQ(Kernel()->prepack(prepack.get(), view.get(), &tiles), QM_OK) << prepack.error();
+  Wait(&prepack);
   std::vector<qm::F16> x(4096);
   const std::vector<float> values = RandomVector(4096);
   for (size_t i = 0; i < x.size(); ++i) x[i] = qm::ToF16(values[i]);

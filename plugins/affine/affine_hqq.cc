@@ -15,8 +15,6 @@
 namespace affine {
 namespace {
 
-constexpr qm_device kHost = {QM_CPU, 0};
-
 struct Packing {
   const char* name;
   int bits;
