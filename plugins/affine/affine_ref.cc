@@ -9,8 +9,6 @@
 namespace affine {
 namespace {
 
-constexpr qm_device kHost = {QM_CPU, 0};
-
 constexpr const char* kZeroNames[] = {"none", "int", "float", "q8"};
 
 const qm_tensor* Find(const qm_packed& packed, const char* name) {
