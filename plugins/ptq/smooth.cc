@@ -22,7 +22,7 @@ constexpr double kLeast = 1e-5;
 constexpr int64_t kColumnsPerTask = 256;
 constexpr qm_device kHost = {QM_CPU, 0};
 
-constexpr qm_option kOptions[] = {
+constexpr qm_option kSmoothOptions[] = {
     {"alpha", "0.5", "0.0..1.0",
      "How much of the activations' range goes to the weights: 0 = none but the weights' own "
      "spread is evened out, 1 = all.",
@@ -173,7 +173,7 @@ struct Smooth {
 
 constexpr qm_block_transform kTransform = qm::BlockTransformTable<Smooth>::Make();
 
-const void* Ext(const qm_method*, const char* id) noexcept {
+const void* SmoothExt(const qm_method*, const char* id) noexcept {
   return std::string_view(id) == QM_EXT_BLOCK_TRANSFORM ? &kTransform : nullptr;
 }
 
@@ -205,9 +205,9 @@ constexpr qm_method kSmoothMethod = {
     "ptq.smooth",
     "0.1.0",
     "Move activation outliers behind norms into the weights (SmoothQuant), for any quantizer after",
-    kOptions,
-    std::size(kOptions),
+    kSmoothOptions,
+    std::size(kSmoothOptions),
     QM_METHOD_DETERMINISTIC,
-    &Ext};
+    &SmoothExt};
 
 }  // namespace quantmill::ptq
