@@ -86,7 +86,7 @@ Verdict UnknownIds(Subject& subject) {
     ids.push_back(id.substr(0, id.size() - 1));
     ids.push_back(id.substr(0, id.size() - 2));
     ids.push_back(" " + id);
-    ids.push_back("Q" + id.substr(1));
+    ids.push_back(absl::StrCat("Q", id.substr(1)));
   }
   for (const std::string& id : ids) {
     if (subject.method->ext(subject.method, id.c_str()) == nullptr) continue;

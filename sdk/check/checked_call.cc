@@ -58,18 +58,22 @@ struct EmittedTensor {
   qm_tensor tensor = {};
 };
 
+// A value of the option's type, for one without a default.
+std::string AnyValue(const qm_option& option) {
+  if (option.type == QM_OPT_BOOL) return "false";
+  if (option.type == QM_OPT_STR) return "x";
+  const std::string choices = option.choices == nullptr ? "" : option.choices;
+  const std::string first = choices.substr(0, std::min(choices.find('|'), choices.find("..")));
+  return first.empty() ? "1" : first;
+}
+
 }  // namespace
 
 OptionValues DefaultOptions(const qm_method& method) {
   OptionValues values;
   for (uint64_t i = 0; i < method.option_count; ++i) {
     const qm_option& option = method.options[i];
-    const std::string choices = option.choices == nullptr ? "" : option.choices;
-    std::string value = choices.substr(0, std::min(choices.find('|'), choices.find("..")));
-    if (option.type == QM_OPT_BOOL) value = "false";
-    if (option.type == QM_OPT_STR) value = "x";
-    if (value.empty()) value = "1";
-    values[option.name] = option.default_value != nullptr ? option.default_value : value;
+    values[option.name] = option.default_value != nullptr ? option.default_value : AnyValue(option);
   }
   return values;
 }
