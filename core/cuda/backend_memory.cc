@@ -13,30 +13,6 @@ namespace {
 
 constexpr int64_t kConvertGrain = int64_t{1} << 16;
 
-float ReadFloat(const Tensor& tensor, int64_t i) {
-  switch (tensor.dtype()) {
-    case DType::kF16:
-      return F16ToF32(tensor.as<uint16_t>()[i]);
-    case DType::kBF16:
-      return BF16ToF32(tensor.as<uint16_t>()[i]);
-    default:
-      return tensor.as<float>()[i];
-  }
-}
-
-void WriteFloat(float value, int64_t i, const Tensor& tensor) {
-  switch (tensor.dtype()) {
-    case DType::kF16:
-      tensor.as<uint16_t>()[i] = F32ToF16(value);
-      break;
-    case DType::kBF16:
-      tensor.as<uint16_t>()[i] = F32ToBF16(value);
-      break;
-    default:
-      tensor.as<float>()[i] = value;
-  }
-}
-
 }  // namespace
 
 absl::StatusOr<Tensor> CudaBackend::Allocate(DType dtype, const Shape& shape) {
@@ -93,7 +69,7 @@ absl::Status CudaBackend::CopyOnHost(const Tensor& source, Tensor* target) {
     return absl::OkStatus();
   }
   threads_.ParallelFor(source.elements(), kConvertGrain, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) WriteFloat(ReadFloat(source, i), i, *target);
+    for (int64_t i = begin; i < end; ++i) StoreFloat(*target, i, LoadFloat(source, i));
   });
   return absl::OkStatus();
 }

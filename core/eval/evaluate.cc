@@ -1,12 +1,12 @@
 #include "core/eval/evaluate.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "core/base/clock.h"
 #include "core/base/status.h"
 
 namespace quantmill {
@@ -240,9 +240,9 @@ nlohmann::ordered_json ToJson(const EvalResult& result) {
 absl::StatusOr<EvalResult> Evaluate(Backend& backend, WeightSource& model, WeightSource* reference,
                                     const Tensor& windows, const EvalOptions& options) {
   QM_RETURN_IF_ERROR(CheckModels(model, reference, windows));
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   QM_ASSIGN_OR_RETURN(Scores scores, Evaluation(backend, windows, options).Run(model, reference));
-  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  const double seconds = SecondsSince(start);
   const double positions = static_cast<double>(windows.dim(1) - 1);
   EvalResult result;
   result.windows = windows.dim(0);
@@ -250,8 +250,8 @@ absl::StatusOr<EvalResult> Evaluate(Backend& backend, WeightSource& model, Weigh
   result.tokens = result.windows * (result.context - 1);
   result.nll = EstimateOf(scores.windows, positions, [](const WindowScore& w) { return w.nll; });
   result.perplexity = Exponential(result.nll);
-  result.seconds = elapsed.count();
-  result.tokens_per_second = static_cast<double>(result.tokens) / elapsed.count();
+  result.seconds = seconds;
+  result.tokens_per_second = static_cast<double>(result.tokens) / seconds;
   if (reference != nullptr) result.comparison = Summarize(&scores, positions);
   return result;
 }

@@ -1,20 +1,14 @@
 #include "core/eval/generate.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "core/base/clock.h"
 #include "core/base/status.h"
 
 namespace quantmill {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double SecondsSince(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 absl::Status CheckOptions(const GenerateOptions& options, absl::Span<const int32_t> prompt) {
   if (prompt.empty()) {

@@ -12,11 +12,9 @@ namespace {
 absl::StatusOr<double> Load(const Tensor& tensor, int64_t index) {
   switch (tensor.dtype()) {
     case DType::kF32:
-      return tensor.as<float>()[index];
     case DType::kF16:
-      return F16ToF32(tensor.as<uint16_t>()[index]);
     case DType::kBF16:
-      return BF16ToF32(tensor.as<uint16_t>()[index]);
+      return LoadFloat(tensor, index);
     case DType::kF64:
       return tensor.as<double>()[index];
     default:

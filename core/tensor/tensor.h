@@ -102,6 +102,31 @@ class Tensor {
   bool read_only_ = false;
 };
 
+// Element `index` of a tensor of F32, F16 or BF16 on the host.
+inline float LoadFloat(const Tensor& tensor, int64_t index) {
+  switch (tensor.dtype()) {
+    case DType::kF16:
+      return F16ToF32(tensor.as<uint16_t>()[index]);
+    case DType::kBF16:
+      return BF16ToF32(tensor.as<uint16_t>()[index]);
+    default:
+      return tensor.as<float>()[index];
+  }
+}
+
+inline void StoreFloat(const Tensor& tensor, int64_t index, float value) {
+  switch (tensor.dtype()) {
+    case DType::kF16:
+      tensor.as<uint16_t>()[index] = F32ToF16(value);
+      break;
+    case DType::kBF16:
+      tensor.as<uint16_t>()[index] = F32ToBF16(value);
+      break;
+    default:
+      tensor.as<float>()[index] = value;
+  }
+}
+
 struct NamedTensor {
   std::string name;
   Tensor tensor;

@@ -1,6 +1,5 @@
 // quantmill eval MODEL: perplexity, comparison with a reference, or logits of given ids.
 #include <algorithm>
-#include <chrono>
 #include <memory>
 #include <optional>
 #include <ostream>
@@ -9,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "core/base/clock.h"
 #include "core/base/status.h"
 #include "core/eval/evaluate.h"
 #include "core/eval/logits.h"
@@ -52,7 +52,7 @@ absl::Status WriteLogits(const std::string& path, const Tensor& logits) {
 }
 
 absl::StatusOr<int> RunLogits(const Arguments& args) {
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   QM_ASSIGN_OR_RETURN(const Tensor ids, ReadTokenIds(args.Text("tokens")));
   QM_ASSIGN_OR_RETURN(const auto session, ModelSession::Open(args));
   QM_ASSIGN_OR_RETURN(const auto model,
@@ -66,14 +66,14 @@ absl::StatusOr<int> RunLogits(const Arguments& args) {
       }));
   QM_RETURN_IF_ERROR(WriteLogits(args.Text("logits"), logits));
   progress.Clear();
-  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  const double seconds = SecondsSince(start);
   args.out() << "wrote logits " << logits.shape().ToString() << " to " << args.Text("logits")
              << "\n";
   nlohmann::ordered_json json;
   json["logits"] = args.Text("logits");
   json["tokens"] = logits.dim(0);
   json["vocabulary"] = logits.dim(1);
-  json["seconds"] = elapsed.count();
+  json["seconds"] = seconds;
   QM_RETURN_IF_ERROR(args.WriteJson(json));
   return kExitDone;
 }

@@ -1,23 +1,17 @@
 #include "host/run/engine.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "core/base/clock.h"
 #include "core/base/status.h"
 #include "host/run/unit_source.h"
 
 namespace quantmill {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr char kUnknownDigest[] = "?";
-
-double SecondsSince(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 SlotWorkInputs ForSlots(const EngineInputs& in) {
   return {in.plan, in.stages, in.backend, in.runner, in.formats, in.journal, in.work_dir, in.sink};

@@ -1,20 +1,18 @@
 #include "host/run/transform_work.h"
 
 #include <algorithm>
-#include <chrono>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "core/base/clock.h"
 #include "core/base/status.h"
 #include "host/run/fingerprint.h"
 #include "host/run/preservation.h"
 
 namespace quantmill {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kCheckedRows = 128;  // of calibration text,
 constexpr int64_t kMadeUpRows = 32;    // or without any
@@ -173,7 +171,7 @@ absl::StatusOr<TransformResult> TransformWorker::Run(const TransformWork& work) 
                     absl::StrCat("stage ", stage.name, ", plugin ",
                                  work.stage->method.loaded.method->id, ", ", BlockOf(work).name));
   }
-  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  const double seconds = SecondsSince(start);
   if (failure.ok()) {
     result.edits = *std::move(edits);
     result.records = Records(work, outcome, result.edits, seconds, "");

@@ -11,18 +11,16 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "core/base/clock.h"
 #include "core/base/status.h"
 #include "core/io/files.h"
 #include "host/supervisor/last_words.h"
 
 namespace quantmill {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 constexpr int kPollMilliseconds = 100;
 constexpr double kTerminateSeconds = 5;
@@ -32,10 +30,6 @@ constexpr size_t kLongestLine = size_t{64} << 20;  // a worker gone mad must not
 
 volatile sig_atomic_t interrupted = 0;
 void OnInterrupt(int) { interrupted = 1; }
-
-double Seconds(Clock::time_point since) {
-  return std::chrono::duration<double>(Clock::now() - since).count();
-}
 
 struct Pipe {
   int read = -1, write = -1;
@@ -116,7 +110,7 @@ class Watchdog {
 
   void Check() {
     if (stopping_) {
-      if (Seconds(stop_time_) > kTerminateSeconds) kill(child_, SIGKILL);
+      if (SecondsSince(stop_time_) > kTerminateSeconds) kill(child_, SIGKILL);
       return;
     }
     if (options_.interrupted && options_.interrupted()) {
@@ -131,7 +125,7 @@ class Watchdog {
     if (pulse != pulse_ || !words_->Running()) {
       pulse_ = pulse;
       beat_time_ = Clock::now();
-    } else if (Seconds(beat_time_) >
+    } else if (SecondsSince(beat_time_) >
                options_.hang_seconds * (words_->InService() ? kServicePatience : 1.0)) {
       end_->hung = true;
       kill(child_, SIGKILL);

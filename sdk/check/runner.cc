@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -14,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "core/base/clock.h"
 #include "core/base/status.h"
 #include "host/plugins/inspect_child.h"
 #include "host/plugins/registry.h"
@@ -25,14 +25,8 @@
 namespace quantmill::check {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr double kInspectSeconds = 20;
 constexpr size_t kMostLog = 400;  // characters of a dead case's last words
-
-double SecondsSince(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // One case on one method.
 struct Job {

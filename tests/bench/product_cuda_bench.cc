@@ -135,8 +135,8 @@ class Bench {
     QM_RETURN_IF_ERROR(cuda_->Copy(b, &right));
     double difference = 0, norm = 0;
     for (int64_t i = 0; i < left.elements(); ++i) {
-      const double value = BF16ToF32(right.as<uint16_t>()[i]);
-      const double error = BF16ToF32(left.as<uint16_t>()[i]) - value;
+      const double value = LoadFloat(right, i);
+      const double error = LoadFloat(left, i) - value;
       difference += error * error;
       norm += value * value;
     }

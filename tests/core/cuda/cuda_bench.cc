@@ -32,12 +32,6 @@ struct Case {
   std::function<absl::Status()> check;  // OK when the result is right
 };
 
-float Element(const Tensor& t, int64_t i) {
-  if (t.dtype() == DType::kBF16) return BF16ToF32(t.as<uint16_t>()[i]);
-  if (t.dtype() == DType::kF16) return F16ToF32(t.as<uint16_t>()[i]);
-  return t.as<float>()[i];
-}
-
 class Bench {
  public:
   Bench(std::unique_ptr<Backend> cuda, std::unique_ptr<Backend> cpu)
@@ -79,7 +73,7 @@ class Bench {
     QM_RETURN_IF_ERROR(cuda_->Copy(gpu, &host));
     double difference = 0, norm = 0;
     for (int64_t i = 0; i < host.elements(); ++i) {
-      const double e = Element(expected, i), d = Element(host, i) - e;
+      const double e = LoadFloat(expected, i), d = LoadFloat(host, i) - e;
       difference += d * d;
       norm += e * e;
     }
