@@ -193,7 +193,8 @@ ConfigPointer ParseCompressedTensorsConfig(const Json& json) {
   return std::shared_ptr<const QuantizationConfig>(std::move(config));
 }
 
-absl::StatusOr<Json> ComposeCompressedTensorsConfig(const std::vector<SlotEntry>& slots) {
+absl::StatusOr<Json> ComposeCompressedTensorsConfig(std::string_view,
+                                                    const std::vector<SlotEntry>& slots) {
   // In the order of first use, so that the file follows the model.
   std::vector<std::string> settings;
   std::map<std::string, std::vector<std::string>> names;

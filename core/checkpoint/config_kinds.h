@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -19,6 +20,16 @@ namespace quantmill {
 
 using ConfigPointer = absl::StatusOr<std::shared_ptr<const QuantizationConfig>>;
 
+// One value of `quant_method` and the targets stored under it. The rows are in
+// quantization_config.cc.
+struct ConfigKind {
+  std::string_view quant_method;
+  std::vector<std::string> targets;
+  ConfigPointer (*parse)(const nlohmann::ordered_json& json);
+  absl::StatusOr<nlohmann::ordered_json> (*compose)(std::string_view target,
+                                                    const std::vector<SlotEntry>& slots);
+};
+
 ConfigPointer ParseGptqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseCompressedTensorsConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseHqqConfig(const nlohmann::ordered_json& json);
@@ -27,9 +38,11 @@ ConfigPointer ParseNativeConfig(const nlohmann::ordered_json& json);
 absl::StatusOr<nlohmann::ordered_json> ComposeGptqConfig(std::string_view target,
                                                          const std::vector<SlotEntry>& slots);
 absl::StatusOr<nlohmann::ordered_json> ComposeCompressedTensorsConfig(
-    const std::vector<SlotEntry>& slots);
-absl::StatusOr<nlohmann::ordered_json> ComposeHqqConfig(const std::vector<SlotEntry>& slots);
-absl::StatusOr<nlohmann::ordered_json> ComposeNativeConfig(const std::vector<SlotEntry>& slots);
+    std::string_view target, const std::vector<SlotEntry>& slots);
+absl::StatusOr<nlohmann::ordered_json> ComposeHqqConfig(std::string_view target,
+                                                        const std::vector<SlotEntry>& slots);
+absl::StatusOr<nlohmann::ordered_json> ComposeNativeConfig(std::string_view target,
+                                                           const std::vector<SlotEntry>& slots);
 
 // A pattern that other programs match with Python's re.match: anchored at the start only.
 // UNIMPLEMENTED for what RE2 lacks (look-around, back references).

@@ -12,7 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "core/base/status.h"
 #include "core/checkpoint/export_files.h"
-#include "core/formats/affine_int.h"
+#include "core/formats/reference.h"
 #include "core/io/checkpoint_files.h"
 #include "core/io/safetensors_writer.h"
 #include "core/model/config.h"

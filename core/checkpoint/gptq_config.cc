@@ -84,6 +84,7 @@ class GptqConfig : public QuantizationConfig {
     }
     SlotStorage storage;
     storage.target = target_name;
+    storage.marker = "qweight";
     storage.config_json = setting->ToJson();
     storage.required = {"qweight", "qzeros", "scales"};
     storage.optional = {"g_idx"};

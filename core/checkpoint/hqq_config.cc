@@ -52,6 +52,7 @@ class HqqConfig : public QuantizationConfig {
     if (skip || (!by_tag.empty() && found == by_tag.end())) return std::optional<SlotStorage>();
     SlotStorage storage;
     storage.target = "hqq";
+    storage.marker = "W_q";
     storage.config_json = by_tag.empty() ? common : found->second;
     storage.required = {"W_q", "scale", "zero", "shape", "nbits", "group_size", "axis"};
     storage.optional = {
@@ -163,7 +164,7 @@ ConfigPointer ParseHqqConfig(const Json& json) {
   return std::shared_ptr<const QuantizationConfig>(std::move(config));
 }
 
-absl::StatusOr<Json> ComposeHqqConfig(const std::vector<SlotEntry>& slots) {
+absl::StatusOr<Json> ComposeHqqConfig(std::string_view, const std::vector<SlotEntry>& slots) {
   std::vector<std::string> dense;
   QM_ASSIGN_OR_RETURN(const auto by_tag, ByTag(slots, &dense));
   Json parameters = Json::object();

@@ -54,7 +54,7 @@ ConfigPointer ParseNativeConfig(const Json& json) {
   return std::shared_ptr<const QuantizationConfig>(std::move(config));
 }
 
-absl::StatusOr<Json> ComposeNativeConfig(const std::vector<SlotEntry>& slots) {
+absl::StatusOr<Json> ComposeNativeConfig(std::string_view, const std::vector<SlotEntry>& slots) {
   Json map = Json::object();
   for (const SlotEntry& slot : slots) {
     if (!slot.packed) continue;

@@ -7,7 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
-#include "core/formats/affine_int.h"
+#include "core/formats/reference.h"
 #include "core/io/checkpoint_files.h"
 #include "core/model/dense_source.h"
 
@@ -19,9 +19,8 @@ bool Contains(const std::vector<std::string>& list, const std::string& name) {
 }
 
 bool IsLeftOut(const SlotStorage& storage, const std::vector<std::string>& present) {
-  if (!Contains(present, "weight")) return false;
-  if (absl::StartsWith(storage.target, "gptq")) return !Contains(present, "qweight");
-  return storage.target == "hqq" && !Contains(present, "W_q");
+  return !storage.marker.empty() && Contains(present, "weight") &&
+         !Contains(present, storage.marker);
 }
 
 class OriginalSource : public CheckpointSource {
@@ -120,7 +119,6 @@ class QuantizedSource : public CheckpointSource {
     for (const CheckpointTensor& tensor : checkpoint_->TensorsUnder(slot.name + ".")) {
       present.push_back(tensor.entry->name.substr(slot.name.size() + 1));
     }
-    // Readers of GPTQ and HQQ files tell modules that were left out by their tensors.
     if (storage && IsLeftOut(*storage, present)) storage.reset();
     if (!storage) return CheckDense(slot, present);
     PackedSlot packed{slot, *std::move(storage), {}};
@@ -185,7 +183,7 @@ class QuantizedSource : public CheckpointSource {
     weight.out_features = packed.slot.out_features;
     weight.in_features = packed.slot.in_features;
     const absl::Status checked =
-        registry_ != nullptr ? registry_->Check(weight) : CheckAffineInt(weight);
+        registry_ != nullptr ? registry_->Check(weight) : CheckWithReference(weight);
     if (!checked.ok()) return WithContext(checked, packed.slot.name);
     return weight;
   }

@@ -13,13 +13,32 @@ namespace quantmill {
 
 using Json = nlohmann::ordered_json;
 
+namespace {
+
+const std::vector<ConfigKind>& Kinds() {
+  static const auto* const kinds = new std::vector<ConfigKind>{
+      {"gptq", {"gptq", "gptq_v2"}, &ParseGptqConfig, &ComposeGptqConfig},
+      {"compressed-tensors",
+       {"compressed-tensors"},
+       &ParseCompressedTensorsConfig,
+       &ComposeCompressedTensorsConfig},
+      {"hqq", {"hqq"}, &ParseHqqConfig, &ComposeHqqConfig},
+      {kNativeTarget, {std::string(kNativeTarget)}, &ParseNativeConfig, &ComposeNativeConfig},
+  };
+  return *kinds;
+}
+
+}  // namespace
+
 const std::vector<std::string>& CheckpointTargets() {
-  static const auto* const targets = new std::vector<std::string>{"gptq",
-                                                                  "gptq_v2",
-                                                                  "compressed-tensors",
-                                                                  "hqq",
-                                                                  std::string(kNativeTarget),
-                                                                  std::string(kDenseTarget)};
+  static const auto* const targets = [] {
+    auto* all = new std::vector<std::string>;
+    for (const ConfigKind& kind : Kinds()) {
+      all->insert(all->end(), kind.targets.begin(), kind.targets.end());
+    }
+    all->emplace_back(kDenseTarget);
+    return all;
+  }();
   return *targets;
 }
 
@@ -73,14 +92,15 @@ absl::StatusOr<std::shared_ptr<const QuantizationConfig>> ParseQuantizationConfi
     return absl::InvalidArgumentError("quantization_config must be a JSON object");
   }
   QM_ASSIGN_OR_RETURN(const std::string method, GetString(json, "quant_method", ""));
-  if (method == "gptq") return ParseGptqConfig(json);
-  if (method == "compressed-tensors") return ParseCompressedTensorsConfig(json);
-  if (method == "hqq") return ParseHqqConfig(json);
-  if (method == kNativeTarget) return ParseNativeConfig(json);
   if (method.empty()) return ConfigError("quant_method", "is missing");
+  std::vector<std::string> known;
+  for (const ConfigKind& kind : Kinds()) {
+    if (kind.quant_method == method) return kind.parse(json);
+    known.emplace_back(kind.quant_method);
+  }
   return absl::UnimplementedError(
       ErrorText(absl::StrCat("the checkpoint is quantized with quant_method '", method, "'"),
-                "supported are gptq, compressed-tensors, hqq and quantmill"));
+                absl::StrCat("supported are ", absl::StrJoin(known, ", "))));
 }
 
 absl::StatusOr<std::shared_ptr<const QuantizationConfig>> ReadQuantizationConfig(
@@ -113,10 +133,11 @@ absl::StatusOr<Json> ComposeQuantizationConfig(std::string_view target,
     return absl::InvalidArgumentError(
         "no linear is quantized, so there is nothing to describe; export as dense");
   }
-  if (target == "gptq" || target == "gptq_v2") return ComposeGptqConfig(target, slots);
-  if (target == "compressed-tensors") return ComposeCompressedTensorsConfig(slots);
-  if (target == "hqq") return ComposeHqqConfig(slots);
-  if (target == kNativeTarget) return ComposeNativeConfig(slots);
+  for (const ConfigKind& kind : Kinds()) {
+    if (std::find(kind.targets.begin(), kind.targets.end(), target) != kind.targets.end()) {
+      return kind.compose(target, slots);
+    }
+  }
   return absl::InvalidArgumentError(
       ErrorText(absl::StrCat("no checkpoint format '", std::string(target), "'"),
                 absl::StrCat("known are ", absl::StrJoin(CheckpointTargets(), ", "))));

@@ -36,6 +36,9 @@ struct SlotStorage {
   // Tensor names without the layer prefix. The native format takes every tensor of the layer.
   std::vector<std::string> required;
   std::vector<std::string> optional;
+  // Of targets whose readers tell modules that were left out by their tensors: a layer with a
+  // `weight` and without this one is dense, whatever the config says. "" = the config decides.
+  std::string marker;
 };
 
 // A parsed `quantization_config`.

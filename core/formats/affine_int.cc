@@ -27,30 +27,6 @@ const char* ZeroName(Zero zero) {
   return "";
 }
 
-float LoadFloat(const Tensor& tensor, int64_t index) {
-  switch (tensor.dtype()) {
-    case DType::kF16:
-      return F16ToF32(tensor.as<uint16_t>()[index]);
-    case DType::kBF16:
-      return BF16ToF32(tensor.as<uint16_t>()[index]);
-    default:
-      return tensor.as<float>()[index];
-  }
-}
-
-void StoreFloat(Tensor* tensor, int64_t index, float value) {
-  switch (tensor->dtype()) {
-    case DType::kF16:
-      tensor->as<uint16_t>()[index] = F32ToF16(value);
-      break;
-    case DType::kBF16:
-      tensor->as<uint16_t>()[index] = F32ToBF16(value);
-      break;
-    default:
-      tensor->as<float>()[index] = value;
-  }
-}
-
 uint32_t CodeAt(const int32_t* words, int64_t index, int bits) {
   uint32_t code = 0;
   for (int b = 0; b < bits; ++b) {
@@ -244,35 +220,6 @@ absl::Status CheckValues(const PackedWeight& weight, const Parts& parts) {
   return absl::OkStatus();
 }
 
-class ReferenceKernel : public PackedKernel {
- public:
-  explicit ReferenceKernel(Backend& backend) : backend_(backend) {}
-
-  absl::Status Dequantize(const PackedWeight& weight, Tensor* out) override {
-    PackedWeight host = weight;
-    for (NamedTensor& named : host.tensors) {
-      if (named.tensor.device().is_cpu()) continue;
-      QM_ASSIGN_OR_RETURN(Tensor copy, Tensor::Host(named.tensor.dtype(), named.tensor.shape()));
-      QM_RETURN_IF_ERROR(backend_.Copy(named.tensor, &copy));
-      named.tensor = copy;
-    }
-    if (out->device().is_cpu()) return DequantizeAffineIntReference(host, out);
-    QM_ASSIGN_OR_RETURN(Tensor dense, Tensor::Host(out->dtype(), out->shape()));
-    QM_RETURN_IF_ERROR(DequantizeAffineIntReference(host, &dense));
-    QM_RETURN_IF_ERROR(backend_.Copy(dense, out));
-    return backend_.Synchronize();  // `dense` must outlive the copy
-  }
-
-  absl::StatusOr<PackedWeight> Prepack(const PackedWeight& weight) override { return weight; }
-
-  absl::Status MatMul(const PackedWeight&, const Tensor&, Tensor*) override {
-    return absl::UnimplementedError("the reference kernel only dequantizes");
-  }
-
- private:
-  Backend& backend_;
-};
-
 }  // namespace
 
 std::string AffineIntJson(const AffineIntParams& params) {
@@ -374,7 +321,7 @@ absl::Status DequantizeAffineIntReference(const PackedWeight& weight, Tensor* ou
     for (int64_t i = 0; i < columns; ++i) {
       const int64_t at = parts.GroupAt(o, i, columns);
       const float code = static_cast<float>(CodeAt(row, i, bits));
-      StoreFloat(out, o * columns + i, parts.Scale(at) * (code - parts.ZeroPoint(at)));
+      StoreFloat(*out, o * columns + i, parts.Scale(at) * (code - parts.ZeroPoint(at)));
     }
   }
   return absl::OkStatus();
@@ -412,10 +359,6 @@ absl::StatusOr<PackedWeight> MakeAffineInt(const AffineIntParams& params, const 
   if (!zero_range.empty()) weight.tensors.push_back({"zero_range", zero_range});
   QM_RETURN_IF_ERROR(CheckAffineInt(weight));
   return weight;
-}
-
-std::shared_ptr<PackedKernel> MakeReferencePackedKernel(Backend& backend) {
-  return std::make_shared<ReferenceKernel>(backend);
 }
 
 }  // namespace quantmill

@@ -4,7 +4,6 @@
 #define QUANTMILL_CORE_FORMATS_AFFINE_INT_H_
 
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -65,10 +64,6 @@ absl::StatusOr<PackedWeight> MakeAffineInt(const AffineIntParams& params, const 
                                            const Tensor& group_index,
                                            const Tensor& scale_range = Tensor(),
                                            const Tensor& zero_range = Tensor());
-
-// Dequantizes on the host with the reference and copies to the backend; serves no MatMul. Only for
-// affine-int; needs no plugin.
-std::shared_ptr<PackedKernel> MakeReferencePackedKernel(Backend& backend);
 
 }  // namespace quantmill
 

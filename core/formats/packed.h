@@ -30,7 +30,7 @@ struct PackedWeight {
 };
 
 // Computes with packed weights of one format on one backend. Implemented by the host over
-// qm.linear-kernel plugins; MakeReferencePackedKernel (affine_int.h) needs none.
+// qm.linear-kernel plugins; MakeReferencePackedKernel (reference.h) needs none.
 class PackedKernel {
  public:
   virtual ~PackedKernel() = default;

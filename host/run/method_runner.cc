@@ -1,12 +1,12 @@
 #include "host/run/method_runner.h"
 
-#include <chrono>
 #include <memory>
 #include <utility>
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "core/base/clock.h"
 #include "core/base/status.h"
 #include "host/run/call_parts.h"
 #include "host/run/crash_bundle.h"
@@ -20,10 +20,6 @@ constexpr char kGroupFunction[] = "quantize-linear.run_group";
 
 std::string ShapeText(const SlotTask& task) {
   return absl::StrCat("[", task.slot->out_features, "x", task.slot->in_features, " f32]");
-}
-
-double SecondsSince(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 }  // namespace
@@ -95,6 +91,8 @@ absl::StatusOr<SlotPlan> MethodRunner::Plan(const LoadedMethod& method, const st
   plan.scratch_bytes = out.scratch_bytes;
   plan.scratch_bytes_shared = out.scratch_bytes_shared;
   plan.format_id = out.format_id == nullptr ? "" : out.format_id;
+  plan.format_json = out.format_json == nullptr ? "" : out.format_json;
+  plan.bits_per_weight = out.bits_per_weight;
   plan.flops = out.flops;
   return plan;
 }
@@ -128,7 +126,7 @@ SlotOutcome MethodRunner::RunOne(const LoadedMethod& method, const RunContext& c
     outcome.status = SaveCall(method, context, task);
     if (!outcome.status.ok()) return outcome;
   }
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   CallSettings settings =
       Settings(method, context.stage, kRunFunction, task.slot->name, *task.options, task.seed);
   const std::string what = settings.what;
@@ -168,7 +166,7 @@ std::vector<SlotOutcome> MethodRunner::RunGroup(const LoadedMethod& method,
                                                 const RunContext& context,
                                                 absl::Span<const SlotTask> tasks) {
   const auto* table = method.Ext<qm_quantize_linear>(QM_EXT_QUANTIZE_LINEAR);
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   const std::string names = absl::StrJoin(tasks, " + ", [](std::string* out, const SlotTask& task) {
     absl::StrAppend(out, task.slot->name);
   });

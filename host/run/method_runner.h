@@ -33,6 +33,8 @@ struct SlotPlan {
   std::vector<Stat> stats;
   uint64_t scratch_bytes = 0, scratch_bytes_shared = 0;
   std::string format_id;
+  std::string format_json;     // "" = the method does not say
+  double bits_per_weight = 0;  // of all that is emitted; 0 = the method does not say
   double flops = 0;
 };
 

@@ -37,47 +37,29 @@ constexpr int64_t kRecordBytes = 470;       // of a slot in the provenance file,
 constexpr int64_t kRecordOptionBytes = 40;  // and of each of its options
 constexpr int64_t kTensorsPerSlot = 3;
 
-int64_t OptionInt(const ResolvedOptions& options, const char* name, int64_t otherwise) {
-  const auto it = options.find(name);
-  int64_t value = 0;
-  return it != options.end() && absl::SimpleAtoi(it->second, &value) ? value : otherwise;
-}
-
-std::string OptionText(const ResolvedOptions& options, const char* name) {
-  const auto it = options.find(name);
-  return it == options.end() ? "" : it->second;
-}
-
-double ExpectedBits(const std::string& format_id, const ResolvedOptions& options,
-                    const LinearSlot& slot, DType scale_dtype) {
-  const std::string json = ExpectedFormatJson(format_id, options);
-  if (json.empty()) return 0;
-  const auto params = ParseAffineIntJson(json);
-  if (!params.ok()) return 0;
-  const int64_t whole = params->axis == 1 ? slot.in_features : slot.out_features;
-  const double group = static_cast<double>(params->group_size < 0 ? whole : params->group_size);
+// Of codes, scales and zero points of affine-int, without a group_index.
+double AffineBits(const AffineIntParams& params, const LinearSlot& slot, DType scale_dtype) {
+  const int64_t whole = params.axis == 1 ? slot.in_features : slot.out_features;
+  const double group = static_cast<double>(params.group_size < 0 ? whole : params.group_size);
   const double range = 64.0 / static_cast<double>(kQ8Block);
   const double scale = 8.0 * static_cast<double>(ElementSize(scale_dtype));
-  double bits = params->bits + (params->q8_scale ? 8.0 + range : scale) / group;
-  if (params->zero == AffineIntParams::Zero::kFloat) {
+  double bits = params.bits + (params.q8_scale ? 8.0 + range : scale) / group;
+  if (params.zero == AffineIntParams::Zero::kFloat) {
     bits += scale / group;
-  } else if (params->zero != AffineIntParams::Zero::kNone) {
+  } else if (params.zero != AffineIntParams::Zero::kNone) {
     bits += 8.0 / group;
-  }
-  if (OptionText(options, "act_order") == "true" &&
-      OptionText(options, "static_groups") != "true") {
-    bits += 32.0 / static_cast<double>(slot.out_features);  // group_index
   }
   return bits;
 }
 
 // Bits per weight in a file of this target; those of the format in memory where it has no rule of
 // its own (reference of the layouts: plugin_api/FORMATS.md).
-double StoredBits(const std::string& target, const std::string& format_id,
-                  const ResolvedOptions& options, const LinearSlot& slot, DType scale_dtype) {
-  const double bits = ExpectedBits(format_id, options, slot, scale_dtype);
-  const auto params = ParseAffineIntJson(ExpectedFormatJson(format_id, options));
-  if (bits == 0 || !params.ok()) return bits;
+double StoredBits(const std::string& target, const SlotPlan& plan, const LinearSlot& slot,
+                  DType scale_dtype) {
+  const double bits = plan.bits_per_weight;
+  if (plan.format_id != kAffineIntId || bits == 0) return bits;
+  const auto params = ParseAffineIntJson(plan.format_json);
+  if (!params.ok()) return bits;
   const bool gptq = target == "gptq" || target == "gptq_v2";
   if (target == "hqq") {  // ten 3-bit codes in a word of 32; fields beside codes and scales
     constexpr double kFieldBits = 8.0 * 80;
@@ -89,14 +71,13 @@ double StoredBits(const std::string& target, const std::string& format_id,
   const double out = static_cast<double>(slot.out_features);
   const double group = params->group_size < 0 ? in : static_cast<double>(params->group_size);
   const double scale = 8.0 * static_cast<double>(ElementSize(gptq ? DType::kF16 : scale_dtype));
+  const double index = 32.0 / out;
   // GPTQ files always have packed zero points and g_idx.
-  if (gptq) return params->bits + (scale + params->bits) / group + 32.0 / out;
+  if (gptq) return params->bits + (scale + params->bits) / group + index;
   double stored = params->bits + scale / group + 128.0 / (in * out);  // weight_shape
   if (params->zero == AffineIntParams::Zero::kInt) stored += params->bits / group;
-  if (OptionText(options, "act_order") == "true" &&
-      OptionText(options, "static_groups") != "true") {
-    stored += 32.0 / out;
-  }
+  // Whatever else the method counts is a group_index.
+  if (bits - AffineBits(*params, slot, scale_dtype) > index / 2) stored += index;
   return stored;
 }
 
@@ -274,27 +255,6 @@ int64_t MemAvailable() {
   return 0;
 }
 
-}  // namespace
-
-std::string ExpectedFormatJson(const std::string& format_id, const ResolvedOptions& options) {
-  if (format_id != kAffineIntId || options.find("bits") == options.end()) return "";
-  AffineIntParams params;
-  params.bits = static_cast<int>(OptionInt(options, "bits", 4));
-  params.group_size = OptionInt(options, "group_size", -1);
-  params.zero = OptionText(options, "symmetric") == "true" ? AffineIntParams::Zero::kNone
-                                                           : AffineIntParams::Zero::kInt;
-  // Methods that can quantize zero points have them as floats otherwise.
-  if (options.find("quantize_zero") != options.end()) {
-    params.zero = OptionText(options, "quantize_zero") == "true" ? AffineIntParams::Zero::kQ8
-                                                                 : AffineIntParams::Zero::kFloat;
-  }
-  params.q8_scale = OptionText(options, "quantize_scale") == "true";
-  params.axis = OptionText(options, "axis") == "0" ? 0 : 1;
-  return AffineIntJson(params);
-}
-
-namespace {
-
 // Where the estimate of a slot in a stage is: a stage that transforms and quantizes has one for
 // both.
 using EstimateIndex = std::map<std::pair<int, int>, size_t>;
@@ -351,8 +311,7 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
       const SlotPlan& slot_plan = stage.method.plans[i];
       SlotEstimate& estimate = EstimateOf(stage.index, index, &estimates, &report);
       estimate.format_id = slot_plan.format_id;
-      estimate.bits_per_weight =
-          ExpectedBits(slot_plan.format_id, stage.OptionsOf(i), slot, stages.scale_dtype);
+      estimate.bits_per_weight = slot_plan.bits_per_weight;
       AddStatistics(slot_plan, &estimate);
       estimate.scratch_bytes =
           std::max(estimate.scratch_bytes, static_cast<int64_t>(slot_plan.scratch_bytes));
@@ -361,8 +320,7 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
       report.work_bytes += static_cast<int64_t>(bits * static_cast<double>(Weights(slot)) / 8);
       if (plan.packed_by[static_cast<size_t>(index)] == stage.index) {
         report.parameters += Weights(slot);
-        const double stored =
-            StoredBits(target, slot_plan.format_id, stage.OptionsOf(i), slot, stages.scale_dtype);
+        const double stored = StoredBits(target, slot_plan, slot, stages.scale_dtype);
         stored_bits += (stored > 0 ? stored : bits) * static_cast<double>(Weights(slot));
         other_bytes += kRecordBytes +
                        kRecordOptionBytes * static_cast<int64_t>(stage.OptionsOf(i).size()) +
@@ -463,11 +421,10 @@ absl::Status CheckCanStore(const PipelinePlan& plan, const StageSet& stages,
       const size_t index = static_cast<size_t>(stage.stage->slots[i]);
       if (plan.packed_by[index] != stage.index) continue;
       const LinearSlot& slot = plan.slots[index];
-      const std::string& format_id = stage.method.plans[i].format_id;
-      const std::string json = ExpectedFormatJson(format_id, stage.OptionsOf(i));
-      if (json.empty()) continue;
-      const absl::Status status =
-          formats.CanStore(target, format_id, json, slot.out_features, slot.in_features);
+      const SlotPlan& slot_plan = stage.method.plans[i];
+      if (slot_plan.format_json.empty()) continue;
+      const absl::Status status = formats.CanStore(
+          target, slot_plan.format_id, slot_plan.format_json, slot.out_features, slot.in_features);
       if (!status.ok()) {
         return WithContext(
             status, absl::StrCat(stage.stage->location.ToString(), ": stage '", stage.stage->name,

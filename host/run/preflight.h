@@ -17,10 +17,6 @@
 
 namespace quantmill {
 
-// Format parameters a method with these options will emit, as far as they follow from the options;
-// empty if they do not.
-std::string ExpectedFormatJson(const std::string& format_id, const ResolvedOptions& options);
-
 // Slots, bits, memory, disk and time of a pipeline on this backend.
 absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet& stages,
                                        const Checkpoint& checkpoint, Backend& backend);

@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/base/status.h"
-#include "core/formats/affine_int.h"
+#include "core/formats/reference.h"
 #include "host/worker/invoke.h"
 #include "host/worker/plugin_kernel.h"
 
@@ -64,7 +64,7 @@ absl::StatusOr<std::shared_ptr<PackedKernel>> PluginFormats::Kernel(const Packed
       best_score = score;
     }
   }
-  if (best == nullptr && weight.format_id != kAffineIntId) {
+  if (best == nullptr && FindReferenceFormat(weight.format_id) == nullptr) {
     return absl::NotFoundError(
         ErrorText(absl::StrCat("no plugin computes with ", weight.format_id, " ",
                                weight.format_json, " on ", DeviceName(backend.device())),
@@ -99,10 +99,11 @@ absl::StatusOr<PluginFormats::Owner> PluginFormats::FindFormat(std::string_view 
 
 absl::Status PluginFormats::Check(const PackedWeight& weight) {
   QM_RETURN_IF_ERROR(WantHostTensors(weight.tensors));
-  if (weight.format_id == kAffineIntId) QM_RETURN_IF_ERROR(CheckAffineInt(weight));
+  const ReferenceFormat* reference = FindReferenceFormat(weight.format_id);
+  if (reference != nullptr) QM_RETURN_IF_ERROR(reference->check(weight));
   const absl::StatusOr<Owner> owner = FindFormat(weight.format_id, "");
   if (!owner.ok()) {
-    return weight.format_id == kAffineIntId ? absl::OkStatus() : owner.status();
+    return reference != nullptr ? absl::OkStatus() : owner.status();
   }
   if (!QM_HAS(owner->table, check)) return absl::OkStatus();
   PluginCall call(host_, FormatCall(*owner->method, "check", ""));

@@ -114,11 +114,10 @@ struct Gptq {
     out->stat_count = correct ? 2 : 1;
     out->scratch_bytes_shared = FactorBytes(options);
     out->scratch_bytes = out->scratch_bytes_shared + WorkspaceBytes(options) + kDescription;
-    out->format_id = qm::kAffineIntFormat;
     const double rows = static_cast<double>(info.out_features);
     const double n = static_cast<double>(info.in_features);
     out->flops = (correct ? 2.0 : 1.0) * rows * n * n + (correct ? 2.0 : 1.0) * n * n * n;
-    return QM_OK;
+    return qm::PlanAffineInt(call, options.shape, options.needs_group_index(), out);
   }
 
   static qm_status Run(qm_call* call, const qm_linear_info& info, const qm_tensor& weight,

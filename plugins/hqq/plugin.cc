@@ -129,6 +129,18 @@ std::string FormatJson(const Options& o) {
                     o.quantize_zero ? "q8" : "float", "\"}");
 }
 
+// Of everything that EmitResult emits.
+double BitsPerWeight(const Options& o) {
+  const int32_t float_bits = o.scale_dtype == QM_F32 ? 32 : 16;
+  const int64_t group_bits =
+      (o.quantize_scale ? 8 : float_bits) + (o.quantize_zero ? 8 : float_bits);
+  const int64_t range_bits =
+      64 * ((o.quantize_scale ? o.scale_blocks() : 0) + (o.quantize_zero ? 1 : 0));
+  return static_cast<double>(32 * o.out_features * o.words() + o.groups() * group_bits +
+                             range_bits) /
+         static_cast<double>(o.out_features * o.in_features);
+}
+
 qm_status Emit(qm_call* call, const char* name, qm_dtype dtype, int64_t rows, int64_t columns,
                qm_tensor* out) {
   const int64_t shape[2] = {rows, columns};
@@ -179,11 +191,11 @@ struct Hqq {
     if (call->device.kind == QM_CUDA) out->scratch_bytes += CudaScratchBytes(settings.options);
 #endif
     out->scratch_bytes_shared = 0;
-    out->format_id = qm::kAffineIntFormat;
     // About 12 operations a weight and iteration; every iteration is run twice.
     out->flops = 12.0 * (2.0 * settings.options.iterations + 2.0) *
                  static_cast<double>(info.out_features) * static_cast<double>(info.in_features);
-    return QM_OK;
+    return qm::PlanFormat(call, qm::kAffineIntFormat, FormatJson(settings.options),
+                          BitsPerWeight(settings.options), out);
   }
 
   static qm_status Run(qm_call* call, const qm_linear_info& info, const qm_tensor& weight,

@@ -56,12 +56,11 @@ struct Ptq {
     if (call->device.kind == QM_CUDA) out->scratch_bytes += CudaScratchBytes(options.shape);
 #endif
     out->scratch_bytes_shared = 0;
-    out->format_id = qm::kAffineIntFormat;
     // Divide, round, clamp, compare: about 10 operations a weight and pass.
     const double passes = options.search.clip == qm::AffineClip::kNone ? 2.0 : qm::kShrinkSteps;
     out->flops = 10.0 * passes * static_cast<double>(info.out_features) *
                  static_cast<double>(info.in_features);
-    return QM_OK;
+    return qm::PlanAffineInt(call, options.shape, /*with_group_index=*/false, out);
   }
 
   static qm_status Run(qm_call* call, const qm_linear_info& info, const qm_tensor& weight,

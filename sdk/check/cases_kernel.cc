@@ -11,8 +11,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "core/formats/affine_int.h"
 #include "core/formats/distortion.h"
+#include "core/formats/reference.h"
 #include "sdk/check/case.h"
 #include "sdk/check/checked_call.h"
 #include "sdk/check/cuda_capture.h"
@@ -82,7 +82,7 @@ std::optional<Verdict> FindSamples(Subject& subject, std::vector<Sample>* out) {
       if (Accepts(subject, source.packed, dtype)) sample.activations.push_back(dtype);
     }
     if (sample.activations.empty()) continue;
-    if (source.packed.format_id == kAffineIntId) {
+    if (FindReferenceFormat(source.packed.format_id) != nullptr) {
       absl::StatusOr<Tensor> reference = DequantizeOnHost(subject, source.packed);
       if (!reference.ok()) return Failed("", std::string(reference.status().message()));
       sample.reference = *std::move(reference);
@@ -96,21 +96,10 @@ std::optional<Verdict> FindSamples(Subject& subject, std::vector<Sample>* out) {
   if (!out->empty()) return std::nullopt;
   return Skipped(absl::StrCat("accepts() takes none of the ", sources->size(),
                               " weights there are here on ", subject.device,
-                              ": those of qm.fmt.affine-int/1 and what this plugin quantizes"));
+                              ": those of the built-in formats and what this plugin quantizes"));
 }
 
 // ---- dequantize ----
-
-float LoadValue(const Tensor& tensor, int64_t index) {
-  switch (tensor.dtype()) {
-    case DType::kF16:
-      return F16ToF32(tensor.as<uint16_t>()[index]);
-    case DType::kBF16:
-      return BF16ToF32(tensor.as<uint16_t>()[index]);
-    default:
-      return tensor.as<float>()[index];
-  }
-}
 
 // Half the distance of neighbours, relative.
 double UnitRoundoff(DType dtype) {
@@ -125,7 +114,7 @@ std::optional<Verdict> CompareDense(const Sample& sample, const Tensor& dense) {
   const DType dtype = dense.dtype();
   for (int64_t i = 0; i < dense.elements(); ++i) {
     const double expected = sample.reference.as<float>()[i];
-    const double seen = LoadValue(dense, i);
+    const double seen = LoadFloat(dense, i);
     const double bound = 2.0 * UnitRoundoff(dtype) * std::fabs(expected) + SmallestSubnormal(dtype);
     if (std::fabs(seen - expected) <= bound) continue;
     const int64_t cols = dense.dim(1);
@@ -188,11 +177,11 @@ Distortion ProductError(const Tensor& x, const Tensor& dense, bool transposed, c
   Distortion error;
   std::vector<double> row(static_cast<size_t>(inner));
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t k = 0; k < inner; ++k) row[k] = LoadValue(x, r * inner + k);
+    for (int64_t k = 0; k < inner; ++k) row[k] = LoadFloat(x, r * inner + k);
     for (int64_t c = 0; c < columns; ++c) {
       double sum = 0.0;
       for (int64_t k = 0; k < inner; ++k) sum += row[k] * w[c * column_step + k * inner_step];
-      error.Add(sum, LoadValue(y, r * columns + c));
+      error.Add(sum, LoadFloat(y, r * columns + c));
     }
   }
   return error;

@@ -1,105 +1,29 @@
 #include "sdk/check/packed_samples.h"
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
-#include <random>
 #include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/formats/affine_int.h"
+#include "core/formats/reference.h"
 #include "core/tensor/dtype.h"
 #include "sdk/check/quantize_call.h"
 
 namespace quantmill::check {
 namespace {
 
-struct AffineSpec {
-  int64_t out = 0, in = 0;
-  AffineIntParams params;
-  DType scale_dtype = DType::kF16;
-  bool scattered = false;  // with a group_index
+// Formats with samples of their own; a file each.
+struct SampleMaker {
+  std::string_view format_id;
+  absl::StatusOr<std::vector<PackedSample>> (*make)(uint64_t seed);
 };
-
-std::vector<AffineSpec> AffineSpecs() {
-  using Zero = AffineIntParams::Zero;
-  std::vector<AffineSpec> specs;
-  for (const int bits : {2, 3, 4, 8}) {
-    specs.push_back({64, 256, {bits, 128, Zero::kInt}});
-    specs.push_back({64, 256, {bits, -1, Zero::kNone}});
-    specs.push_back({64, 256, {bits, 64, Zero::kFloat}});
-    specs.push_back({64, 256, {bits, 64, Zero::kInt}, DType::kBF16, /*scattered=*/true});
-    specs.push_back({33, 100, {bits, 5, Zero::kInt}, DType::kF32});
-    specs.push_back({1, 1, {bits, 1, Zero::kInt}, DType::kF32});
-    specs.push_back({64, 96, {bits, 32, Zero::kFloat, /*axis=*/0}});
-  }
-  specs.push_back({64, 256, {1, 64, Zero::kFloat}});
-  return specs;
-}
-
-void StoreValue(const Tensor& tensor, int64_t index, float value) {
-  switch (tensor.dtype()) {
-    case DType::kF16:
-      tensor.as<uint16_t>()[index] = F32ToF16(value);
-      break;
-    case DType::kBF16:
-      tensor.as<uint16_t>()[index] = F32ToBF16(value);
-      break;
-    default:
-      tensor.as<float>()[index] = value;
-  }
-}
-
-absl::StatusOr<Tensor> RandomZeros(const AffineSpec& spec, std::mt19937_64& random) {
-  const AffineIntParams& params = spec.params;
-  const Shape shape = params.GroupShape(spec.out, spec.in);
-  const int64_t count = shape.elements();
-  const uint64_t codes = uint64_t{1} << params.bits;
-  Tensor zero;
-  if (params.zero == AffineIntParams::Zero::kInt) {
-    QM_ASSIGN_OR_RETURN(zero, Tensor::Host(DType::kU8, shape));
-    // From 1: gptq files of the first version cannot hold a zero point of 0.
-    for (int64_t i = 0; i < count; ++i) {
-      zero.as<uint8_t>()[i] = static_cast<uint8_t>(1 + random() % (codes - 1));
-    }
-  } else if (params.zero == AffineIntParams::Zero::kFloat) {
-    QM_ASSIGN_OR_RETURN(zero, Tensor::Host(DType::kF16, shape));
-    for (int64_t i = 0; i < count; ++i) {
-      StoreValue(zero, i, static_cast<float>(random() % (codes * 8)) / 8.0f);
-    }
-  }
-  return zero;
-}
-
-absl::StatusOr<PackedSample> AffineSample(const AffineSpec& spec, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  QM_ASSIGN_OR_RETURN(const Tensor codes, Tensor::Host(DType::kU8, {spec.out, spec.in}));
-  for (int64_t i = 0; i < codes.elements(); ++i) {
-    codes.as<uint8_t>()[i] = static_cast<uint8_t>(random() % (uint64_t{1} << spec.params.bits));
-  }
-  QM_ASSIGN_OR_RETURN(const Tensor scale,
-                      Tensor::Host(spec.scale_dtype, spec.params.GroupShape(spec.out, spec.in)));
-  for (int64_t i = 0; i < scale.elements(); ++i) {
-    StoreValue(scale, i, 0.01f + 0.0001f * static_cast<float>(random() % 1000));
-  }
-  QM_ASSIGN_OR_RETURN(const Tensor zero, RandomZeros(spec, random));
-  Tensor group_index;
-  if (spec.scattered) {
-    const int64_t groups = spec.params.Groups(spec.in);
-    QM_ASSIGN_OR_RETURN(group_index, Tensor::Host(DType::kI32, {spec.in}));
-    // 7 is coprime to the width: every group keeps its number of channels.
-    for (int64_t i = 0; i < spec.in; ++i) {
-      group_index.as<int32_t>()[i] = static_cast<int32_t>(i * 7 % spec.in / (spec.in / groups));
-    }
-  }
-  PackedSample sample;
-  QM_ASSIGN_OR_RETURN(sample.packed, MakeAffineInt(spec.params, codes, scale, zero, group_index));
-  sample.name = absl::StrCat(sample.packed.format_json, " [", spec.out, ", ", spec.in, "], scales ",
-                             std::string(DTypeName(spec.scale_dtype)),
-                             spec.scattered ? ", scattered groups" : "");
-  return sample;
-}
+constexpr SampleMaker kMakers[] = {
+    {kAffineIntId, &AffineSamples},
+};
 
 // The defaults, and for each choice of an option `bits` written as a list, the defaults with it.
 std::vector<OptionValues> BitsVariants(const qm_method& method) {
@@ -133,7 +57,7 @@ void AddOwnSamples(Subject& subject, const std::string& format_id, std::vector<P
       setup.options = options;
       AcceptedLayer accepted;
       if (FindAcceptedLayer(own, setup, &accepted)) continue;
-      const bool built_in = accepted.plan.format_id == kAffineIntId;
+      const bool built_in = FindReferenceFormat(accepted.plan.format_id) != nullptr;
       if (built_in || (!format_id.empty() && accepted.plan.format_id != format_id)) continue;
       const RunAnswer run = Run(own, accepted.layer, accepted.info, accepted.plan, setup);
       if (run.violation || run.code != QM_OK) continue;
@@ -162,13 +86,11 @@ absl::Status DequantizeWithKernel(FormatRegistry& formats, PackedWeight packed, 
 absl::StatusOr<std::vector<PackedSample>> MakePackedSamples(Subject& subject,
                                                             const std::string& format_id) {
   std::vector<PackedSample> samples;
-  if (format_id.empty() || format_id == kAffineIntId) {
-    uint64_t seed = subject.seed;
-    for (const AffineSpec& spec : AffineSpecs()) {
-      absl::StatusOr<PackedSample> sample = AffineSample(spec, seed++);
-      if (!sample.ok()) return sample.status();
-      samples.push_back(*std::move(sample));
-    }
+  for (const SampleMaker& maker : kMakers) {
+    if (!format_id.empty() && format_id != maker.format_id) continue;
+    QM_ASSIGN_OR_RETURN(std::vector<PackedSample> made, maker.make(subject.seed));
+    samples.insert(samples.end(), std::make_move_iterator(made.begin()),
+                   std::make_move_iterator(made.end()));
   }
   AddOwnSamples(subject, format_id, &samples);
   return samples;
@@ -177,8 +99,8 @@ absl::StatusOr<std::vector<PackedSample>> MakePackedSamples(Subject& subject,
 absl::StatusOr<Tensor> DequantizeOnHost(Subject& subject, const PackedWeight& packed) {
   QM_ASSIGN_OR_RETURN(Tensor out,
                       Tensor::Host(DType::kF32, {packed.out_features, packed.in_features}));
-  if (packed.format_id == kAffineIntId) {
-    QM_RETURN_IF_ERROR(DequantizeAffineIntReference(packed, &out));
+  if (FindReferenceFormat(packed.format_id) != nullptr) {
+    QM_RETURN_IF_ERROR(DequantizeWithReference(packed, &out));
     return out;
   }
   absl::Status status = DequantizeWithKernel(*subject.formats, packed, *subject.host, &out);

@@ -2,6 +2,7 @@
 #ifndef QUANTMILL_SDK_CHECK_PACKED_SAMPLES_H_
 #define QUANTMILL_SDK_CHECK_PACKED_SAMPLES_H_
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,9 @@ struct PackedSample {
 // each choice of an option `bits`. `format_id`: only of this format; "" = of any.
 absl::StatusOr<std::vector<PackedSample>> MakePackedSamples(Subject& subject,
                                                             const std::string& format_id = "");
+
+// Those of one format with a reference, on the host; samples_affine.cc.
+absl::StatusOr<std::vector<PackedSample>> AffineSamples(uint64_t seed);
 
 // F32 [out, in] on the host: by the reference of the format where that is built in, else by the
 // best kernel of the subject's formats.

@@ -247,6 +247,8 @@ std::string CurrentLayout() {
   FIELD(qm_quant_plan, scratch_bytes_shared);
   FIELD(qm_quant_plan, format_id);
   FIELD(qm_quant_plan, flops);
+  FIELD(qm_quant_plan, format_json);
+  FIELD(qm_quant_plan, bits_per_weight);
   STRUCT(qm_stats, "GROWABLE");
   FIELD(qm_stats, struct_size);
   FIELD(qm_stats, items);

@@ -19,7 +19,7 @@
 #include <stdint.h>
 
 #define QM_ABI_MAJOR 1u
-#define QM_ABI_MINOR 0u
+#define QM_ABI_MINOR 1u
 #define QM_MAX_RANK 4
 
 #ifdef __cplusplus

@@ -51,6 +51,11 @@ typedef struct qm_quant_plan { /* GROWABLE, filled by the plugin */
   uint64_t scratch_bytes_shared; /* part of scratch_bytes that one group call needs only once */
   const char* format_id;         /* what it will emit */
   double flops; /* estimate for one linear, for the host's time estimate; 0 = unknown */
+  /* Minor 1: the parameters that run will emit, canonical JSON, static or in scratch; NULL = not
+   * known before.  With it the host can ask whether the export target holds them. */
+  const char* format_json;
+  /* Minor 1: all bits that will be emitted, over the weights; 0 = unknown. */
+  double bits_per_weight;
 } qm_quant_plan;
 
 typedef struct qm_stats { /* GROWABLE */

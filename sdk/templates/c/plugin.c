@@ -20,10 +20,7 @@ static void find_range(const float* w, int64_t n, float* low, float* high) {
 static qm_status plan(qm_call* c, const qm_linear_info* info, qm_quant_plan* out) {
   if (c->device.kind != QM_CPU)
     return c->fail(c, QM_FAILED_PRECONDITION, "my-method has no GPU code; use device cpu");
-  out->stats = NULL, out->stat_count = 0, out->scratch_bytes = 1024;
-  out->scratch_bytes_shared = 0, out->flops = 0;
-  out->format_id = "qm.fmt.affine-int/1";
-  return qm_affine_check(c, info, c->opt_i64(c, "group_size"));
+  return qm_affine_plan(c, info, c->opt_i64(c, "bits"), c->opt_i64(c, "group_size"), out);
 }
 
 static qm_status run(qm_call* c, const qm_linear_info* info, const qm_tensor* weight,

@@ -49,7 +49,8 @@ struct MyMethod {
     }
     qm::AffineShape shape;
     qm::FillPlan(out, qm::kAffineIntFormat, /*scratch_bytes=*/4096);
-    return qm::ReadAffineShape(call, info, &shape);
+    QM_TRY(qm::ReadAffineShape(call, info, &shape));
+    return qm::PlanAffineInt(call, shape, /*with_group_index=*/false, out);
   }
 
   static qm_status Run(qm_call* call, const qm_linear_info& info, const qm_tensor& weight,

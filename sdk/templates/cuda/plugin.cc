@@ -31,7 +31,8 @@ struct MyMethod {
   static qm_status Plan(qm_call* call, const qm_linear_info& info, qm_quant_plan* out) {
     qm::FillPlan(out, qm::kAffineIntFormat, /*scratch_bytes=*/4096);
     qm::AffineShape shape;
-    return qm::ReadAffineShape(call, info, &shape);
+    QM_TRY(qm::ReadAffineShape(call, info, &shape));
+    return qm::PlanAffineInt(call, shape, /*with_group_index=*/false, out);
   }
 
   static qm_status Run(qm_call* call, const qm_linear_info& info, const qm_tensor& weight,

@@ -10,6 +10,7 @@
 #include "core/checkpoint/export_checkpoint.h"
 #include "core/formats/affine_int.h"
 #include "core/formats/packed.h"
+#include "core/formats/reference.h"
 
 namespace quantmill::testing {
 

@@ -4,6 +4,7 @@
 #define QUANTMILL_SDK_AFFINE_INT_H_
 
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -51,6 +52,12 @@ static inline void qm_put_code(int32_t* row, int64_t bits, int64_t i, uint32_t c
   if (shift + bits > 32) row[word + 1] = (int32_t)((uint32_t)row[word + 1] | code >> (32 - shift));
 }
 
+/* "{"bits":4,"group_size":128,"zero":"int"}" into `text`. */
+static inline void qm_affine_json(int64_t bits, int64_t group_size, char* text, size_t size) {
+  snprintf(text, size, "{\"bits\":%lld,\"group_size\":%lld,\"zero\":\"int\"}", (long long)bits,
+           (long long)group_size);
+}
+
 /* Can `info` be cut into groups of `group_size` input channels (-1 = one group a row)?  QM_OK, or
  * an error that says what would do. */
 static inline qm_status qm_affine_check(qm_call* call, const qm_linear_info* info,
@@ -89,14 +96,41 @@ static inline qm_status qm_affine_emit(qm_call* call, const qm_linear_info* info
   }
   memset(named[0].tensor.data, 0, (size_t)(shapes[0][0] * shapes[0][1]) * sizeof(int32_t));
   char* json = (char*)(named + 3);
-  snprintf(json, text_bytes, "{\"bits\":%lld,\"group_size\":%lld,\"zero\":\"int\"}",
-           (long long)bits, (long long)group_size);
+  qm_affine_json(bits, group_size, json, text_bytes);
   out->format_id = "qm.fmt.affine-int/1";
   out->format_json = json;
   out->tensors = named;
   out->tensor_count = 3;
   out->out_features = rows;
   out->in_features = cols;
+  return QM_OK;
+}
+
+/* Fills a plan that asks for no statistics and emits with qm_affine_emit; refuses a group size that
+ * does not divide.  Takes 96 bytes of scratch. */
+static inline qm_status qm_affine_plan(qm_call* call, const qm_linear_info* info, int64_t bits,
+                                       int64_t group_size, qm_quant_plan* out) {
+  const qm_device host = {QM_CPU, 0};
+  const size_t text_bytes = 96;
+  const double groups = group_size < 0 ? 1.0 : (double)info->in_features / (double)group_size;
+  const double scale_bits = info->scale_dtype == QM_F32 ? 32.0 : 16.0;
+  out->stats = NULL;
+  out->stat_count = 0;
+  out->scratch_bytes = 1024;
+  out->scratch_bytes_shared = 0;
+  out->format_id = "qm.fmt.affine-int/1";
+  out->flops = 0;
+  const qm_status status = qm_affine_check(call, info, group_size);
+  if (status != QM_OK) return status;
+  if (out->struct_size < offsetof(qm_quant_plan, bits_per_weight) + sizeof(double)) return QM_OK;
+  char* json = (char*)call->scratch(call, host, text_bytes);
+  if (json == NULL)
+    return call->fail(call, QM_RESOURCE_EXHAUSTED, "no scratch memory for the plan");
+  qm_affine_json(bits, group_size, json, text_bytes);
+  out->format_json = json;
+  out->bits_per_weight =
+      (32.0 * (double)qm_words_per_row(info->in_features, bits) + (scale_bits + 8.0) * groups) /
+      (double)info->in_features;
   return QM_OK;
 }
 

@@ -245,6 +245,23 @@ inline qm_status ReadAffineShape(qm_call* call, const qm_linear_info& info, Affi
   return QM_OK;
 }
 
+// Says in a plan what EmitAffineInt and DescribeAffineInt will give.
+inline qm_status PlanAffineInt(qm_call* call, const AffineShape& shape, bool with_group_index,
+                               qm_quant_plan* out) {
+  const double rows = static_cast<double>(shape.out_features);
+  const double weights = rows * static_cast<double>(shape.in_features);
+  const double scale_bits = shape.rule.scale_dtype == QM_F32 ? 32.0 : 16.0;
+  const double group_bits = scale_bits + (shape.rule.symmetric ? 0.0 : 8.0);
+  const double words = static_cast<double>(AffineWordsPerRow(shape.in_features, shape.rule.bits));
+  const double bits = 32.0 * rows * words +
+                      group_bits * rows * static_cast<double>(shape.groups()) +
+                      (with_group_index ? 32.0 * static_cast<double>(shape.in_features) : 0.0);
+  return PlanFormat(
+      call, kAffineIntFormat,
+      AffineIntJson(shape.rule.bits, shape.group_size, shape.rule.symmetric ? "none" : "int"),
+      bits / weights, out);
+}
+
 // Result tensors of one linear; zero and group_index have data == nullptr when absent.
 struct AffineTensors {
   qm_tensor codes = {};        // I32 [out, words]

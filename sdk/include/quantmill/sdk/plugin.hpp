@@ -4,6 +4,7 @@
 #define QUANTMILL_SDK_PLUGIN_HPP_
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <iterator>
@@ -82,6 +83,21 @@ inline void FillPlan(qm_quant_plan* out, const char* format_id, uint64_t scratch
   out->scratch_bytes_shared = 0;
   out->format_id = format_id;
   out->flops = flops;
+}
+
+// Says of a plan which format is emitted, with which parameters (copied to scratch), and how large:
+// all bits over the weights. A host of minor 0 hears only the format.
+inline qm_status PlanFormat(qm_call* call, const char* format_id, const std::string& format_json,
+                            double bits_per_weight, qm_quant_plan* out) {
+  out->format_id = format_id;
+  if (out->struct_size < offsetof(qm_quant_plan, bits_per_weight) + sizeof(double)) return QM_OK;
+  char* text = nullptr;
+  QM_TRY(
+      Scratch(call, {QM_CPU, 0}, static_cast<int64_t>(format_json.size()) + 1, "the plan", &text));
+  std::memcpy(text, format_json.c_str(), format_json.size() + 1);
+  out->format_json = text;
+  out->bits_per_weight = bits_per_weight;
+  return QM_OK;
 }
 
 // ---- threads -----------------------------------------------------------------------------------
