@@ -1,5 +1,11 @@
 /* Capability qm.block-tune/1: tune the continuous parts (scales, zeros, codebooks) of the packed
- * slots and norms of one block through the host's vjp.  Packed stays packed. */
+ * slots and norms of one block through the host's vjp.  Packed stays packed.
+ *
+ * A method that offers it beside qm.quantize-linear/1 is asked, once per block, after its stage
+ * has packed the block's slots.  It works on f32 values of its own: it makes the dense weight of a
+ * packed slot from the values (codes stay fixed), gives it to forward and vjp of qm.host.block/1 as
+ * an override of "<linear>.weight", compares with forward without overrides (the dense block on the
+ * same inputs), carries the gradient of the weight on to its values, and emits them at the end. */
 #ifndef QUANTMILL_BLOCK_TUNE_H_
 #define QUANTMILL_BLOCK_TUNE_H_
 
@@ -14,11 +20,20 @@ extern "C" {
 
 typedef struct qm_block_tune { /* GROWABLE table */
   uint64_t struct_size;
-  /* From shapes and options alone; format_id of the plan stays NULL.  [call] */
+  /* From shapes and options alone: scratch_bytes and flops of one run; format_id and statistics
+   * stay as they are.  linears: those of the block that the stage's `layers` name and whose options
+   * are the ones of this call; no weights, roundings or sites.  QM_UNIMPLEMENTED: these options
+   * want no tuning; no error, and run is not called.  The host refuses a stage that wants tuning in
+   * a pipeline without calibration text.  [call] */
   qm_status (*plan)(qm_call*, const qm_block_info*, qm_quant_plan* out) QM_NOEXCEPT;
-  /* packed: one per linear of the block, format_id NULL where the slot is dense.  New contents go
-   * out through emit(item = linear index, name of the format's tensor); norms and other dense
-   * tensors through *edits (QM_EDIT_REPLACE, array in scratch).  [call] */
+  /* linears as in plan, with their dense weights as they were before packing; no roundings, no
+   * sites.  packed: one per linear, read-only, on call->device; format_id NULL where the slot was
+   * left dense.  New contents go out through emit(item = index of the linear, name of the format's
+   * tensor), with the dtype and shape of the tensor they replace; what is not emitted stays, and so
+   * do format_id and format_json.  Norms and biases of the block go out through *edits
+   * (QM_EDIT_REPLACE, values f32, array in scratch), rounded by the host to their stored dtype;
+   * weights cannot be replaced.  A failure leaves the block as packed, under the stage's on_error.
+   * [call] */
   qm_status (*run)(qm_call*, const qm_block_info*, const qm_packed* packed, const qm_edit** edits,
                    uint64_t* edit_count) QM_NOEXCEPT;
 } qm_block_tune;

@@ -53,11 +53,13 @@ typedef struct qm_host_cuda { /* GROWABLE */
 } qm_host_cuda;
 
 /* ---- the block a block-scope capability works on -----------------------------------------------
- * Offered while qm_block_transform.run is open and the pipeline has calibration text.  Inputs are
- * those of the stream that the stage's statistics come from: of the untouched model if all of them
- * are FROM_ORIGINAL.  "Untouched block" means the block as the call found it, with the edits of
- * earlier transforms.  Values of overrides are f32, f16 or bf16, contiguous, on the host or on
- * call->device; they must stay as they are until the function returns. */
+ * Offered while qm_block_transform.run or qm_block_tune.run is open and the pipeline has
+ * calibration text.  Inputs are those of the stream that the stage's statistics come from: of the
+ * untouched model if all of them are FROM_ORIGINAL; in qm_block_tune.run always of the model packed
+ * so far. "Untouched block" means the block as the call found it, with the edits of earlier
+ * transforms and with dense weights in every slot.  Values of overrides are f32, f16 or bf16,
+ * contiguous, on the host or on call->device; they must stay as they are until the function
+ * returns. */
 #define QM_HOST_BLOCK "qm.host.block/1"
 typedef struct qm_override { /* FROZEN */
   const char* tensor;        /* full name, e.g. "model.layers.3.self_attn.q_proj.weight" */
@@ -67,8 +69,9 @@ typedef struct qm_host_block { /* GROWABLE */
   uint64_t struct_size;
   /* Calibration windows available. */
   int64_t (*sample_count)(qm_call*) QM_NOEXCEPT;
-  /* Runs the block on one window with some tensors replaced for this call only.  out: scratch on
-   * call->device, [rows, hidden], in the run's compute type.  [call] */
+  /* Runs the block on one window with some tensors replaced for this call only.  out: the host's
+   * memory on call->device, [rows, hidden], in the run's compute type; valid until forward is
+   * called again.  [call] */
   qm_status (*forward)(qm_call*, int64_t sample, const qm_override*, uint64_t override_count,
                        qm_tensor* out) QM_NOEXCEPT;
   /* Mean squared difference to the untouched block over windows [first, first + count), compared
@@ -78,8 +81,13 @@ typedef struct qm_host_block { /* GROWABLE */
    * linear is compared on the rows routed to it; 0 where there are none.  [call] */
   qm_status (*loss)(qm_call*, const char* submodule, int64_t first, int64_t count,
                     const qm_override*, uint64_t override_count, double* out) QM_NOEXCEPT;
-  /* Gradients of <d_out, forward> for the named tensors; NULL where the host has no autograd.
-   * [call] */
+  /* Adds to grads[i].tensor the gradient of <d_out, forward(sample, overrides)> with respect to the
+   * tensor of the block named grads[i].name (weight or bias of a linear, norm), at its override if
+   * it has one.  d_out: [rows, hidden], f32, f16 or bf16, contiguous; grads[i].tensor: f32,
+   * contiguous, of the tensor's shape, zeroed by the plugin; both on call->device.  The block is
+   * run again for it.  Factors of products are in the run's compute type, sums in f32.  Results do
+   * not depend on the number of threads.  QM_UNIMPLEMENTED for a block with a mixture of experts;
+   * QM_NOT_FOUND for a tensor the block has not.  NULL in a host without autograd.  [call] */
   qm_status (*vjp)(qm_call*, int64_t sample, const qm_override*, uint64_t override_count,
                    const qm_tensor* d_out, qm_named_tensor* grads, uint64_t grad_count) QM_NOEXCEPT;
 } qm_host_block;
