@@ -15,6 +15,10 @@ absl::Status ObserveInput(const BlockRun& run, int input_group, const Tensor& x,
 absl::StatusOr<Tensor> Normalized(Backend& backend, const ModelConfig& config, const Tensor& weight,
                                   const Tensor& x);
 
+// Attention of `batch` sequences of `length` new positions behind `past` in block `block`.
+AttentionShape BlockAttention(const ModelConfig& config, int64_t block, int64_t batch,
+                              int64_t length, int64_t past);
+
 // The two halves of a block, without norm and residual: x [batch * length, hidden_size] is what the
 // norm before it returned, `out` has its shape. `*stopped` is set when run.stop_after_group was
 // reached; `out` is then undefined.

@@ -114,6 +114,20 @@ absl::Status PlaceQueriesAndKeys(Backend& backend, const ModelConfig& config,
 
 }  // namespace
 
+AttentionShape BlockAttention(const ModelConfig& config, int64_t block, int64_t batch,
+                              int64_t length, int64_t past) {
+  AttentionShape shape;
+  shape.batch = batch;
+  shape.query_length = length;
+  shape.past_length = past;
+  shape.heads = config.heads;
+  shape.kv_heads = config.kv_heads;
+  shape.head_dim = config.head_dim;
+  shape.sliding_window = SlidingWindow(config, block);
+  shape.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim)));
+  return shape;
+}
+
 absl::StatusOr<Tensor> Normalized(Backend& backend, const ModelConfig& config, const Tensor& weight,
                                   const Tensor& hidden) {
   QM_ASSIGN_OR_RETURN(Tensor normed, backend.Allocate(hidden.dtype(), hidden.shape()));
@@ -161,15 +175,7 @@ absl::Status RunAttention(Backend& backend, const ModelConfig& config, const Blo
   QM_RETURN_IF_ERROR(
       PlaceQueriesAndKeys(backend, config, weights, rope, run, length, &q, &kv.new_keys));
   if (!kv.in_place) QM_RETURN_IF_ERROR(AppendToCache(backend, kv, run.batch));
-  AttentionShape shape;
-  shape.batch = run.batch;
-  shape.query_length = length;
-  shape.past_length = kv.past;
-  shape.heads = config.heads;
-  shape.kv_heads = config.kv_heads;
-  shape.head_dim = config.head_dim;
-  shape.sliding_window = SlidingWindow(config, block);
-  shape.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim)));
+  const AttentionShape shape = BlockAttention(config, block, run.batch, length, kv.past);
   QM_ASSIGN_OR_RETURN(Tensor mixed, backend.Allocate(x.dtype(), {rows, config.q_features()}));
   QM_RETURN_IF_ERROR(backend.Attention(shape, q, kv.keys, kv.values, &mixed));
   if (run.cache != nullptr) run.cache->length += length;

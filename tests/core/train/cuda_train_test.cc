@@ -1,0 +1,152 @@
+// The CUDA backward passes against the CPU's, over the same (rounded) inputs.
+#include "core/train/training_ops.h"
+#include "tests/core/cuda/support.h"
+#include "tests/core/train/fixtures.h"
+
+namespace quantmill::testing {
+namespace {
+
+// Relative to the largest gradient: f32 differs by the order of sums and the rounding of expf; in
+// 16 bits the gradient of an output, the probabilities and their gradient are rounded as factors of
+// products.
+double Tolerance(DType dtype) { return dtype == DType::kF32 ? 2e-5 : 8 * UnitRoundoff(dtype); }
+
+class CudaTrainTest : public CudaTest {
+ protected:
+  void SetUp() override {
+    CudaTest::SetUp();
+    if (IsSkipped()) return;
+    ops_ = MakeTrainingOps(cuda()).value();
+    cpu_ = MakeCpuBackend(2).value();
+    cpu_ops_ = MakeTrainingOps(*cpu_).value();
+  }
+  TrainingOps& gpu() { return *ops_; }
+  TrainingOps& cpu() { return *cpu_ops_; }
+  Tensor Gradient(Shape shape, uint32_t seed) { return RandomTensor(shape, seed); }
+  Tensor Zeros(Shape shape) { return Tensor::HostZeros(DType::kF32, shape).value(); }
+
+  void ExpectClose(const char* what, const Tensor& on_gpu, const Tensor& on_cpu,
+                   double tolerance = 0) {
+    if (tolerance == 0) tolerance = Tolerance(dtype());
+    EXPECT_LT(RelativeError(Values(OnHost(on_gpu)), Values(on_cpu)), tolerance) << what;
+  }
+
+ private:
+  std::unique_ptr<TrainingOps> ops_;
+  std::unique_ptr<Backend> cpu_;
+  std::unique_ptr<TrainingOps> cpu_ops_;
+};
+
+TEST_P(CudaTrainTest, Attention) {
+  struct Sizes {
+    int64_t batch, length, heads, kv_heads, dim, window;
+  };
+  // 1100 queries: two tiles, the second one short; a window that leaves keys of the first tile out.
+  for (const Sizes& z : {Sizes{2, 37, 4, 2, 16, 0}, Sizes{1, 1100, 2, 1, 32, 0},
+                         Sizes{1, 1100, 2, 2, 8, 50}, Sizes{3, 1, 3, 3, 4, 1}}) {
+    AttentionShape s;
+    s.batch = z.batch;
+    s.query_length = z.length;
+    s.heads = z.heads;
+    s.kv_heads = z.kv_heads;
+    s.head_dim = z.dim;
+    s.sliding_window = z.window;
+    s.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(z.dim)));
+    const int64_t rows = z.batch * z.length;
+    const Tensor q = Random({rows, z.heads * z.dim}, 1),
+                 keys = Random({rows, z.kv_heads * z.dim}, 2);
+    const Tensor values = Random(keys.shape(), 3), d_out = Gradient(q.shape(), 4);
+    Tensor d_q = Poisoned(q.shape(), DType::kF32), d_k = Poisoned(keys.shape(), DType::kF32);
+    Tensor d_v = Poisoned(keys.shape(), DType::kF32);
+    QM_ASSERT_OK(
+        gpu().Attention(s, OnGpu(q), OnGpu(keys), OnGpu(values), OnGpu(d_out), &d_q, &d_k, &d_v));
+    Tensor c_q = Garbage(q.shape()), c_k = Garbage(keys.shape()), c_v = Garbage(keys.shape());
+    QM_ASSERT_OK(cpu().Attention(s, InF32(q), InF32(keys), InF32(values), d_out, &c_q, &c_k, &c_v));
+    // A single key has probability 1: no gradient reaches q and k but by rounding.
+    if (z.length > 1) ExpectClose("d_q", d_q, c_q);
+    if (z.length > 1) ExpectClose("d_k", d_k, c_k);
+    ExpectClose("d_v", d_v, c_v);
+  }
+}
+
+TEST_P(CudaTrainTest, Norm) {
+  for (const auto& [rows, columns, width] :
+       {std::array<int64_t, 3>{5, 96, 32}, {700, 128, 128}, {33, 1000, 1000}, {2, 7, 7}}) {
+    const Tensor x = Random({rows, columns}, 5), weight = Random({width}, 6);
+    const Tensor d_y = Gradient(x.shape(), 7), before = Gradient(x.shape(), 8);
+    for (bool add : {false, true}) {
+      Tensor d_x = OnGpu(before), d_w = OnGpu(Zeros({width}));
+      QM_ASSERT_OK(gpu().RmsNorm(OnGpu(x), OnGpu(weight), 1e-5f, OnGpu(d_y), add, &d_x, &d_w));
+      Tensor c_x = Clone(before), c_w = Zeros({width});
+      QM_ASSERT_OK(cpu().RmsNorm(InF32(x), weight, 1e-5f, d_y, add, &c_x, &c_w));
+      ExpectClose("d_x", d_x, c_x, 2e-5);
+      ExpectClose("d_weight", d_w, c_w, 2e-5);
+      if (add) continue;
+      Tensor in_place = OnGpu(d_y);
+      QM_ASSERT_OK(
+          gpu().RmsNorm(OnGpu(x), OnGpu(weight), 1e-5f, in_place, false, &in_place, nullptr));
+      EXPECT_TRUE(SameBytes(OnHost(in_place), OnHost(d_x)));
+    }
+  }
+}
+
+TEST_P(CudaTrainTest, Linear) {
+  const int64_t rows = 300, in = 65, out = 130;
+  const Tensor x = Random({rows, in}, 9), weight = Random({out, in}, 10);
+  const Tensor d_y = Gradient({rows, out}, 11);
+  Tensor d_x = Poisoned({rows, in}, DType::kF32), d_w = OnGpu(Zeros({out, in}));
+  Tensor d_b = OnGpu(Zeros({out}));
+  Tensor c_x = Garbage({rows, in}), c_w = Zeros({out, in}), c_b = Zeros({out});
+  for (bool add : {false, true}) {  // the second time everything is added to
+    QM_ASSERT_OK(gpu().InputGradient(OnGpu(d_y), OnGpu(weight), add, &d_x));
+    QM_ASSERT_OK(gpu().WeightGradient(OnGpu(d_y), OnGpu(x), &d_w));
+    QM_ASSERT_OK(gpu().BiasGradient(OnGpu(d_y), &d_b));
+    QM_ASSERT_OK(cpu().InputGradient(d_y, InF32(weight), add, &c_x));
+    QM_ASSERT_OK(cpu().WeightGradient(d_y, InF32(x), &c_w));
+    QM_ASSERT_OK(cpu().BiasGradient(d_y, &c_b));
+    ExpectClose("d_x", d_x, c_x);
+    ExpectClose("d_weight", d_w, c_w);
+    ExpectClose("d_bias", d_b, c_b, 2e-5);
+  }
+}
+
+TEST_P(CudaTrainTest, Elementwise) {
+  const Tensor gate = Random({33, 77}, 12, 3), up = Random({33, 77}, 13);
+  const Tensor d_y = Gradient({33, 77}, 14);
+  Tensor d_gate = Poisoned({33, 77}, DType::kF32), d_up = OnGpu(d_y);
+  QM_ASSERT_OK(gpu().SiluMultiply(OnGpu(gate), OnGpu(up), d_up, &d_gate, &d_up));
+  Tensor c_gate = Garbage({33, 77}), c_up = Garbage({33, 77});
+  QM_ASSERT_OK(cpu().SiluMultiply(InF32(gate), InF32(up), d_y, &c_gate, &c_up));
+  ExpectClose("d_gate", d_gate, c_gate, 2e-5);
+  ExpectClose("d_up", d_up, c_up, 2e-5);
+
+  const Tensor cosine = Gradient({20, 6}, 15), sine = Gradient({20, 6}, 16);
+  Tensor turned = OnGpu(Gradient({15, 36}, 17)), c_turned = Gradient({15, 36}, 17);
+  QM_ASSERT_OK(gpu().Rope({OnGpu(cosine), OnGpu(sine), 3, 5, 12}, &turned));
+  QM_ASSERT_OK(cpu().Rope({cosine, sine, 3, 5, 12}, &c_turned));
+  ExpectClose("rope", turned, c_turned, 1e-6);
+
+  Tensor sum = OnGpu(d_y), c_sum = Clone(d_y);
+  QM_ASSERT_OK(gpu().Add(OnGpu(Gradient({33, 77}, 18)), &sum));
+  QM_ASSERT_OK(cpu().Add(Gradient({33, 77}, 18), &c_sum));
+  EXPECT_TRUE(SameBytes(OnHost(sum), c_sum));
+}
+
+// f32 keeps the bound of the CPU; in 16 bits about a dozen roundings of activations and as many of
+// gradients add up in a block.
+TEST_P(CudaTrainTest, BlocksAgreeWithPyTorch) {
+  const double tolerance = dtype() == DType::kF32 ? 1e-4 : 16 * UnitRoundoff(dtype());
+  for (const char* name : kGradientFixtures) {
+    const GradientFixture fixture(name);
+    for (int64_t block = 0; block < fixture.config().layers; ++block) {
+      for (const NamedError& e : BlockErrors(fixture, block, cuda())) {
+        EXPECT_LT(e.error, tolerance) << name << " " << e.name;
+      }
+    }
+  }
+}
+
+QM_CUDA_TEST_SUITE(CudaTrainTest);
+
+}  // namespace
+}  // namespace quantmill::testing

@@ -1,0 +1,90 @@
+// Models with the gradients PyTorch computed for them: tests/data/gradients/make_fixtures.py.
+#ifndef QUANTMILL_TESTS_CORE_TRAIN_FIXTURES_H_
+#define QUANTMILL_TESTS_CORE_TRAIN_FIXTURES_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/io/safetensors_reader.h"
+#include "core/model/block_edits.h"
+#include "core/model/dense_source.h"
+#include "core/train/block_gradients.h"
+#include "tests/core/cpu/support.h"
+#include "tests/core/train/slow_backward.h"
+#include "tests/support/shared_data.h"
+
+namespace quantmill::testing {
+
+inline constexpr const char* kGradientFixtures[] = {"llama", "llama-tied", "mistral", "qwen2",
+                                                    "qwen3"};
+inline constexpr int64_t kFixtureSequences = 2;
+
+struct GradientFixture {
+  explicit GradientFixture(const std::string& name)
+      : folder(SourcePath("tests/data/gradients/" + name)),
+        source(DenseSource::Open(folder).value()),
+        file(SafetensorsFile::Open(folder + "/gradients.safetensors").value()) {}
+  const ModelConfig& config() const { return source->config(); }
+  Tensor Get(const std::string& name) const { return file->Get(name).value(); }
+
+  std::string folder;
+  std::unique_ptr<DenseSource> source;
+  std::shared_ptr<const SafetensorsFile> file;
+};
+
+struct NamedError {
+  std::string name;
+  double error;  // RelativeError of the gradient
+};
+
+// Gradients of one block on `backend`, from its input and its output's gradient, against those of
+// the fixture.
+inline std::vector<NamedError> BlockErrors(const GradientFixture& fixture, int64_t index,
+                                           Backend& backend) {
+  const ModelConfig& config = fixture.config();
+  const auto device = [&](const Tensor& host, DType dtype) {
+    Tensor tensor = backend.Allocate(dtype, host.shape()).value();
+    EXPECT_TRUE(backend.Copy(host, &tensor).ok());
+    return tensor;
+  };
+  const auto host = [&](const Tensor& tensor) {
+    Tensor copy = Garbage(tensor.shape());
+    EXPECT_TRUE(backend.Copy(tensor, &copy).ok());
+    return Values(copy);
+  };
+  BlockWeights weights = fixture.source->LoadBlock(index, backend).value();
+  const Tensor input = fixture.Get("hidden." + std::to_string(index));
+  const Tensor d_output = fixture.Get("d_hidden." + std::to_string(index + 1));
+  const RopeTables rope = MakeRopeTables(config, input.dim(0) / kFixtureSequences, backend).value();
+  const TrainedBlock block = {&config, index, &weights, &rope, kFixtureSequences};
+  std::vector<NamedTensor> wanted;
+  const BlockTensors tensors(config, index, &weights);
+  for (const auto& [name, tensor] : tensors.all()) {
+    wanted.push_back({name, backend.Allocate(DType::kF32, tensor->shape()).value()});
+    EXPECT_TRUE(backend.Zero(&wanted.back().tensor).ok());
+  }
+  BlockWeights places = PlaceGradients(config, index, weights, wanted).value();
+  const auto ops = MakeTrainingOps(backend).value();
+  BlockTape tape;
+  const Tensor output =
+      RunBlockOnTape(backend, block, device(input, backend.activation_dtype()), &tape).value();
+  Tensor d_input = backend.Allocate(DType::kF32, input.shape()).value();
+  const absl::Status status =
+      BackwardThroughBlock(*ops, block, tape, device(d_output, DType::kF32), &places, &d_input);
+  EXPECT_TRUE(status.ok()) << status;
+  std::vector<NamedError> errors;
+  const auto add = [&](const std::string& name, const Tensor& actual, const Tensor& expected) {
+    errors.push_back({name, RelativeError(host(actual), Values(expected))});
+  };
+  add("output", output, fixture.Get("hidden." + std::to_string(index + 1)));
+  add("input", d_input, fixture.Get("d_hidden." + std::to_string(index)));
+  for (const NamedTensor& gradient : wanted) {
+    add(gradient.name, gradient.tensor, fixture.Get("lm." + gradient.name));
+  }
+  return errors;
+}
+
+}  // namespace quantmill::testing
+
+#endif  // QUANTMILL_TESTS_CORE_TRAIN_FIXTURES_H_

@@ -1,0 +1,187 @@
+#include "core/train/training_ops.h"
+
+#include "tests/core/cpu/support.h"
+#include "tests/core/train/slow_backward.h"
+
+namespace quantmill::testing {
+namespace {
+
+constexpr double kTolerance = 1e-5;  // relative; f32 sums of a few hundred terms
+
+struct Rig {
+  explicit Rig(int threads = 2)
+      : backend(MakeCpuBackend(threads).value()), ops(MakeTrainingOps(*backend).value()) {}
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<TrainingOps> ops;
+};
+
+Tensor Zeros(Shape shape) { return Tensor::HostZeros(DType::kF32, shape).value(); }
+
+double Error(const Tensor& actual, const Doubles& expected) {
+  return RelativeError(Values(actual), expected);
+}
+
+AttentionShape MakeShape(int64_t batch, int64_t length, int64_t heads, int64_t kv_heads,
+                         int64_t dim, int64_t window) {
+  AttentionShape shape;
+  shape.batch = batch;
+  shape.query_length = length;
+  shape.heads = heads;
+  shape.kv_heads = kv_heads;
+  shape.head_dim = dim;
+  shape.sliding_window = window;
+  shape.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(dim)));
+  return shape;
+}
+
+struct AttentionGradients {
+  Tensor q, keys, values;
+};
+
+AttentionGradients RunAttention(const AttentionShape& s, int threads, const Tensor& q,
+                                const Tensor& keys, const Tensor& values, const Tensor& d_out) {
+  Rig rig(threads);
+  AttentionGradients d = {Garbage(q.shape()), Garbage(keys.shape()), Garbage(keys.shape())};
+  EXPECT_TRUE(rig.ops->Attention(s, q, keys, values, d_out, &d.q, &d.keys, &d.values).ok());
+  return d;
+}
+
+TEST(TrainingOps, AttentionOverTilesWindowsAndGroups) {
+  // 300 queries: three tiles, the last one short.
+  const AttentionShape shapes[] = {MakeShape(1, 300, 4, 2, 16, 0), MakeShape(2, 131, 3, 3, 8, 0),
+                                   MakeShape(1, 300, 4, 1, 8, 70), MakeShape(2, 5, 2, 1, 4, 1),
+                                   MakeShape(1, 1, 1, 1, 2, 0)};
+  for (const AttentionShape& s : shapes) {
+    const int64_t rows = s.batch * s.query_length;
+    const Tensor q = RandomTensor({rows, s.heads * s.head_dim}, 1, DType::kF32, 2);
+    const Tensor keys = RandomTensor({rows, s.kv_heads * s.head_dim}, 2, DType::kF32, 2);
+    const Tensor values = RandomTensor(keys.shape(), 3);
+    const Tensor d_out = RandomTensor(q.shape(), 4);
+    const SlowAttention slow =
+        SlowAttentionBackward(s, Values(q), Values(keys), Values(values), Values(d_out));
+    const AttentionGradients d = RunAttention(s, 2, q, keys, values, d_out);
+    EXPECT_LT(Error(d.q, slow.d_q), kTolerance) << s.query_length;
+    EXPECT_LT(Error(d.keys, slow.d_keys), kTolerance) << s.query_length;
+    EXPECT_LT(Error(d.values, slow.d_values), kTolerance) << s.query_length;
+    const AttentionGradients other = RunAttention(s, 3, q, keys, values, d_out);
+    EXPECT_TRUE(SameBytes(d.q, other.q) && SameBytes(d.keys, other.keys) &&
+                SameBytes(d.values, other.values));
+  }
+}
+
+TEST(TrainingOps, NormWritesOrAddsAndSumsItsWeight) {
+  Rig rig, other(1);
+  for (const Shape& shape : {Shape{150, 24}, Shape{3, 48}, Shape{1, 1}}) {
+    const int64_t width = shape[1] == 48 ? 12 : shape[1];  // 48: four heads per row
+    const Tensor x = RandomTensor(shape, 5), weight = RandomTensor({width}, 6);
+    const Tensor d_y = RandomTensor(shape, 7);
+    const SlowNorm slow = SlowNormBackward(Values(x), Values(weight), 1e-5, Values(d_y));
+    Tensor d_x = Garbage(shape), d_weight = Zeros({width});
+    ASSERT_TRUE(rig.ops->RmsNorm(x, weight, 1e-5f, d_y, false, &d_x, &d_weight).ok());
+    EXPECT_LT(Error(d_x, slow.d_x), shape[1] == 1 ? 1e-2 : kTolerance);  // 1: differences cancel
+    EXPECT_LT(Error(d_weight, slow.d_weight), kTolerance);
+
+    Tensor in_place = Clone(d_y), again = Zeros({width});
+    ASSERT_TRUE(other.ops->RmsNorm(x, weight, 1e-5f, in_place, false, &in_place, &again).ok());
+    EXPECT_TRUE(SameBytes(in_place, d_x) && SameBytes(again, d_weight));
+
+    Tensor sum = Clone(d_x);
+    ASSERT_TRUE(rig.ops->RmsNorm(x, weight, 1e-5f, d_y, true, &sum, nullptr).ok());
+    ASSERT_TRUE(rig.ops->RmsNorm(x, weight, 1e-5f, d_y, false, &d_x, &d_weight).ok());
+    Doubles twice = Values(d_x);
+    for (double& value : twice) value *= 2;
+    EXPECT_LT(Error(sum, twice), 1e-6);
+    twice = slow.d_weight;
+    for (double& value : twice) value *= 2;
+    EXPECT_LT(Error(d_weight, twice), kTolerance);
+  }
+}
+
+TEST(TrainingOps, LinearAddsToParametersAndWritesInputs) {
+  Rig rig;
+  const int64_t rows = 70, in = 300, out = 33;
+  const Tensor x = RandomTensor({rows, in}, 8), d_y = RandomTensor({rows, out}, 9);
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    const Tensor weight = RandomTensor({out, in}, 10, dtype);
+    const Doubles xs = Values(x), ws = Values(weight), ds = Values(d_y);
+    Doubles d_x(xs.size()), d_w(ws.size()), d_b(static_cast<size_t>(out));
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t o = 0; o < out; ++o) {
+        const double d = ds[static_cast<size_t>(r * out + o)];
+        d_b[static_cast<size_t>(o)] += d;
+        for (int64_t i = 0; i < in; ++i) {
+          d_x[static_cast<size_t>(r * in + i)] += d * ws[static_cast<size_t>(o * in + i)];
+          d_w[static_cast<size_t>(o * in + i)] += d * xs[static_cast<size_t>(r * in + i)];
+        }
+      }
+    }
+    Tensor gx = Garbage(x.shape()), gw = Zeros(weight.shape()), gb = Zeros({out});
+    ASSERT_TRUE(rig.ops->InputGradient(d_y, weight, false, &gx).ok());
+    ASSERT_TRUE(rig.ops->WeightGradient(d_y, x, &gw).ok());
+    ASSERT_TRUE(rig.ops->BiasGradient(d_y, &gb).ok());
+    EXPECT_LT(Error(gx, d_x), kTolerance);
+    EXPECT_LT(Error(gw, d_w), kTolerance);
+    EXPECT_LT(Error(gb, d_b), kTolerance);
+    ASSERT_TRUE(rig.ops->InputGradient(d_y, weight, true, &gx).ok());
+    ASSERT_TRUE(rig.ops->WeightGradient(d_y, x, &gw).ok());
+    for (double& value : d_x) value *= 2;
+    for (double& value : d_w) value *= 2;
+    EXPECT_LT(Error(gx, d_x), kTolerance);
+    EXPECT_LT(Error(gw, d_w), kTolerance);
+  }
+}
+
+TEST(TrainingOps, SiluAgreesWithDifferences) {
+  Rig rig;
+  const Tensor gate = RandomTensor({7, 9}, 11, DType::kF32, 3), up = RandomTensor({7, 9}, 12);
+  const Tensor d_y = RandomTensor({7, 9}, 13);
+  const auto silu = [](double g) { return g / (1 + std::exp(-g)); };
+  Doubles d_gate, d_up;
+  for (size_t i = 0; i < 63; ++i) {
+    const double g = Values(gate)[i], u = Values(up)[i], d = Values(d_y)[i], step = 1e-5;
+    d_gate.push_back(d * u * (silu(g + step) - silu(g - step)) / (2 * step));
+    d_up.push_back(d * silu(g));
+  }
+  Tensor gg = Garbage({7, 9}), gu = Clone(d_y);
+  ASSERT_TRUE(rig.ops->SiluMultiply(gate, up, gu, &gg, &gu).ok());
+  EXPECT_LT(Error(gg, d_gate), kTolerance);
+  EXPECT_LT(Error(gu, d_up), kTolerance);
+}
+
+TEST(TrainingOps, RopeIsTheTransposeOfTheForwardPass) {
+  // <rope(x), y> = <x, rope^T(y)>, rope being linear.
+  Rig rig;
+  const int64_t rows = 10, heads = 3, dim = 8;
+  const Tensor cosine = RandomTensor({9, dim / 2}, 14), sine = RandomTensor({9, dim / 2}, 15);
+  Tensor x = RandomTensor({rows, heads * dim}, 16), y = RandomTensor({rows, heads * dim}, 17);
+  const Doubles xs = Values(x), ys = Values(y);
+  ASSERT_TRUE(rig.backend->Rope(cosine, sine, 4, 5, dim, &x).ok());
+  ASSERT_TRUE(rig.ops->Rope({cosine, sine, 4, 5, dim}, &y).ok());
+  double left = 0, right = 0;
+  for (size_t i = 0; i < xs.size(); ++i) {
+    left += Values(x)[i] * ys[i];
+    right += xs[i] * Values(y)[i];
+  }
+  EXPECT_NEAR(left, right, 1e-4);
+}
+
+TEST(TrainingOps, RefusesWrongArguments) {
+  Rig rig;
+  Tensor small = Zeros({2, 3}), large = Zeros({2, 4}), bias = Zeros({4});
+  const Tensor half = Tensor::HostZeros(DType::kF16, {2, 3}).value();
+  EXPECT_FALSE(rig.ops->Add(small, &large).ok());
+  EXPECT_FALSE(rig.ops->Add(half, &small).ok());
+  EXPECT_FALSE(rig.ops->Add(small, nullptr).ok());
+  EXPECT_FALSE(rig.ops->BiasGradient(small, &bias).ok());
+  EXPECT_FALSE(rig.ops->InputGradient(small, large, false, &large).ok());
+  EXPECT_FALSE(rig.ops->RmsNorm(small, bias, 0, small, false, &small, nullptr).ok());
+  EXPECT_FALSE(rig.ops->RmsNorm(large, bias, 0, large, true, &large, nullptr).ok());  // d_x is d_y
+  AttentionShape shape = MakeShape(1, 2, 1, 1, 3, 0);
+  Tensor d = Zeros({2, 3});
+  EXPECT_TRUE(rig.ops->Attention(shape, small, small, small, small, &d, &d, &d).ok());
+  shape.past_length = 1;
+  EXPECT_FALSE(rig.ops->Attention(shape, small, small, small, small, &d, &d, &d).ok());
+}
+
+}  // namespace
+}  // namespace quantmill::testing
