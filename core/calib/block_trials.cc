@@ -9,6 +9,7 @@
 #include "core/model/block_edits.h"
 #include "core/model/block_parts.h"
 #include "core/threads/thread_pool.h"
+#include "core/train/block_gradients.h"
 
 namespace quantmill {
 namespace {
@@ -312,6 +313,32 @@ absl::StatusOr<double> BlockTrials::Loss(std::string_view submodule, int64_t fir
     elements += host.elements();
   }
   return elements == 0 ? 0.0 : sum / static_cast<double>(elements);
+}
+
+absl::Status BlockTrials::Vjp(int64_t window, absl::Span<const TensorOverride> overrides,
+                              const Tensor& d_out, absl::Span<const NamedTensor> gradients) {
+  std::vector<Place> places;
+  QM_ASSIGN_OR_RETURN(const BlockWeights weights, Apply(overrides, &places));
+  QM_ASSIGN_OR_RETURN(BlockWeights targets, PlaceGradients(config_, block_, weights, gradients));
+  QM_ASSIGN_OR_RETURN(const Tensor hidden, WindowInput(window));
+  if (!IsModelFloat(d_out.dtype()) || !(d_out.shape() == hidden.shape())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("d_out is ", AbslView(DTypeName(d_out.dtype())), " ", d_out.shape().ToString(),
+                     "; the block's output has shape ", hidden.shape().ToString(),
+                     " and its gradient must be F32, F16 or BF16"));
+  }
+  if (training_ == nullptr) {
+    QM_ASSIGN_OR_RETURN(training_, MakeTrainingOps(backend_));
+  }
+  const TrainedBlock block = {&config_, block_, &weights, &rope_, 1};
+  BlockTape tape;
+  QM_RETURN_IF_ERROR(RunBlockOnTape(backend_, block, hidden, &tape).status());
+  Tensor d_output = d_out;
+  if (d_out.dtype() != DType::kF32) {
+    QM_ASSIGN_OR_RETURN(d_output, backend_.Allocate(DType::kF32, d_out.shape()));
+    QM_RETURN_IF_ERROR(backend_.Copy(d_out, &d_output));
+  }
+  return BackwardThroughBlock(*training_, block, tape, d_output, &targets, nullptr);
 }
 
 }  // namespace quantmill

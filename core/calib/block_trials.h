@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "core/model/graph.h"
 #include "core/model/weights.h"
 #include "core/tensor/backend.h"
+#include "core/train/training_ops.h"
 
 namespace quantmill {
 
@@ -48,6 +50,13 @@ class BlockTrials {
   // the rows that are routed to it without overrides; 0 where there are none. Errors as Forward.
   absl::StatusOr<double> Loss(std::string_view submodule, int64_t first, int64_t count,
                               absl::Span<const TensorOverride> overrides);
+
+  // Adds the gradients of <d_out, Forward(window, overrides)> with respect to the named tensors of
+  // the block, at their overrides, to `gradients` (F32, on the device, of the tensors' shapes).
+  // d_out: F32, F16 or BF16, of the output's shape, on the device. UNIMPLEMENTED for a mixture of
+  // experts; errors as Forward.
+  absl::Status Vjp(int64_t window, absl::Span<const TensorOverride> overrides, const Tensor& d_out,
+                   absl::Span<const NamedTensor> gradients);
 
  private:
   enum class Part { kBlock, kAttention, kMlp, kLinear };
@@ -101,6 +110,7 @@ class BlockTrials {
   Inputs inputs_;
   int64_t cache_bytes_;
   RopeTables rope_;
+  std::unique_ptr<TrainingOps> training_;  // made at first use
   std::string cached_submodule_;
   std::map<int64_t, Entry> cache_;  // by window
   int64_t cached_bytes_ = 0;

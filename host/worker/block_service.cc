@@ -43,6 +43,18 @@ absl::StatusOr<std::vector<TensorOverride>> ReadOverrides(const CallContext& con
   return result;
 }
 
+// A tensor of the plugin's that must lie on the call's device, writable unless marked.
+absl::StatusOr<Tensor> OnDevice(const CallContext& context, const qm_tensor& view) {
+  QM_ASSIGN_OR_RETURN(const Tensor tensor, BorrowTensor(view, context.backend->device()));
+  if (tensor.device() == context.backend->device()) {
+    return Tensor(nullptr, tensor.data(), tensor.dtype(), tensor.shape(), tensor.device(),
+                  (view.flags & QM_TENSOR_READONLY) != 0);
+  }
+  return absl::InvalidArgumentError(absl::StrCat("it lies on ", DeviceName(tensor.device()),
+                                                 ", the call runs on ",
+                                                 DeviceName(context.backend->device())));
+}
+
 int64_t SampleCount(qm_call* call) noexcept { return ContextOf(call).block->windows(); }
 
 absl::Status RunForward(CallContext& context, int64_t sample, const qm_override* overrides,
@@ -51,7 +63,7 @@ absl::Status RunForward(CallContext& context, int64_t sample, const qm_override*
   QM_ASSIGN_OR_RETURN(const auto values, ReadOverrides(context, overrides, count));
   QM_ASSIGN_OR_RETURN(Tensor output, context.block->Forward(sample, values));
   *out = output.View();
-  context.block_outputs.push_back(std::move(output));
+  context.block_output = std::move(output);
   return absl::OkStatus();
 }
 
@@ -78,7 +90,44 @@ qm_status Loss(qm_call* call, const char* submodule, int64_t first, int64_t wind
                     RunLoss(ContextOf(call), submodule, first, windows, overrides, count, out));
 }
 
-constexpr qm_host_block kBlock = {sizeof(qm_host_block), SampleCount, Forward, Loss, nullptr};
+absl::StatusOr<std::vector<NamedTensor>> ReadGradients(const CallContext& context,
+                                                       const qm_named_tensor* gradients,
+                                                       uint64_t count) {
+  if (count > kMaxOverrides || (count > 0 && gradients == nullptr)) {
+    return absl::InvalidArgumentError(absl::StrCat(count, " gradients were counted, none given"));
+  }
+  std::vector<NamedTensor> result;
+  for (uint64_t i = 0; i < count; ++i) {
+    if (gradients[i].name == nullptr) {
+      return absl::InvalidArgumentError("a gradient names no tensor");
+    }
+    absl::StatusOr<Tensor> place = OnDevice(context, gradients[i].tensor);
+    if (!place.ok()) return WithContext(place.status(), gradients[i].name);
+    result.push_back({gradients[i].name, *std::move(place)});
+  }
+  return result;
+}
+
+absl::Status RunVjp(CallContext& context, int64_t sample, const qm_override* overrides,
+                    uint64_t override_count, const qm_tensor* d_out, const qm_named_tensor* grads,
+                    uint64_t grad_count) {
+  if (d_out == nullptr) return absl::InvalidArgumentError("no gradient of the output");
+  QM_ASSIGN_OR_RETURN(const auto values, ReadOverrides(context, overrides, override_count));
+  absl::StatusOr<Tensor> output = OnDevice(context, *d_out);
+  if (!output.ok()) return WithContext(output.status(), "d_out");
+  QM_ASSIGN_OR_RETURN(const auto places, ReadGradients(context, grads, grad_count));
+  return context.block->Vjp(sample, values, *output, places);
+}
+
+qm_status Vjp(qm_call* call, int64_t sample, const qm_override* overrides, uint64_t override_count,
+              const qm_tensor* d_out, qm_named_tensor* grads, uint64_t grad_count) noexcept {
+  const ServiceMark mark(ContextOf(call));
+  return FromStatus(
+      call, "vjp",
+      RunVjp(ContextOf(call), sample, overrides, override_count, d_out, grads, grad_count));
+}
+
+constexpr qm_host_block kBlock = {sizeof(qm_host_block), SampleCount, Forward, Loss, Vjp};
 
 }  // namespace
 

@@ -22,7 +22,7 @@ struct CallContext {
   bool with_services = true;
   std::function<void(bool entered)> service;  // see CallSettings
   BlockTrials* block = nullptr;               // see CallSettings
-  std::vector<Tensor> block_outputs;          // handed out by qm.host.block/1, for the call's life
+  Tensor block_output;                        // of the last qm.host.block/1 forward
   qm_host_cuda cuda = {};  // filled by HostService on first use; struct_size 0 = not yet
 };
 

@@ -21,19 +21,21 @@ extern "C" {
 typedef struct qm_block_tune { /* GROWABLE table */
   uint64_t struct_size;
   /* From shapes and options alone: scratch_bytes and flops of one run; format_id and statistics
-   * stay as they are.  linears: those of the block that the stage's `layers` name and whose options
-   * are the ones of this call; no weights, roundings or sites.  QM_UNIMPLEMENTED: these options
-   * want no tuning; no error, and run is not called.  The host refuses a stage that wants tuning in
-   * a pipeline without calibration text.  [call] */
+   * stay as they are.  linears: those of the block that the stage's `layers` name; no weights,
+   * roundings or sites.  QM_UNIMPLEMENTED (with any text): these options want no tuning; no error,
+   * and run is not called.  Where tuning is wanted the host refuses options that differ within a
+   * block, blocks with a mixture of experts, and a pipeline without calibration text.  [call] */
   qm_status (*plan)(qm_call*, const qm_block_info*, qm_quant_plan* out) QM_NOEXCEPT;
   /* linears as in plan, with their dense weights as they were before packing; no roundings, no
-   * sites.  packed: one per linear, read-only, on call->device; format_id NULL where the slot was
-   * left dense.  New contents go out through emit(item = index of the linear, name of the format's
-   * tensor), with the dtype and shape of the tensor they replace; what is not emitted stays, and so
-   * do format_id and format_json.  Norms and biases of the block go out through *edits
-   * (QM_EDIT_REPLACE, values f32, array in scratch), rounded by the host to their stored dtype;
-   * weights cannot be replaced.  A failure leaves the block as packed, under the stage's on_error.
-   * [call] */
+   * sites.  packed: read-only, on call->device, one per linear, with format_id NULL where the slot
+   * was left dense or packed by the stage's fallback; and one more behind them without a format,
+   * whose tensors are the block's norms and biases, f32, by full name.  New contents go out through
+   * emit(item = index of the linear, name of the format's tensor), with the dtype and shape of the
+   * tensor they replace; what is not emitted stays, and so do format_id and format_json.  Norms and
+   * biases go out through *edits (QM_EDIT_REPLACE, values f32, array in scratch), rounded by the
+   * host to their stored dtype; weights cannot be replaced.  A failure leaves the block as packed,
+   * under the stage's on_error; the host compares the block's output before and after, and a tuning
+   * that makes it worse is dropped.  [call] */
   qm_status (*run)(qm_call*, const qm_block_info*, const qm_packed* packed, const qm_edit** edits,
                    uint64_t* edit_count) QM_NOEXCEPT;
 } qm_block_tune;

@@ -1,5 +1,6 @@
 #include "core/calib/block_trials.h"
 
+#include <cmath>
 #include <memory>
 
 #include "core/model/block_edits.h"
@@ -206,6 +207,56 @@ TEST(BlockTrialsTest, ForwardRunsOneWindow) {
   const TensorOverride override = rig.Scaled("mlp.down_proj.weight", 2.0f);
   const Tensor changed = rig.trials().Forward(1, {&override, 1}).value();
   EXPECT_NE(plain.as<float>()[0], changed.as<float>()[0]);
+}
+
+// A step along the gradient of an overridden tensor changes <d_out, Forward> by its square.
+TEST(BlockTrialsTest, VjpIsTheSlopeOfForward) {
+  for (const auto& [model, config] : Models()) {
+    if (model == "mixtral") continue;
+    Rig rig(config);
+    const Tensor d_out = rig.Input(7);
+    for (const std::string& name : TensorsOf(model)) {
+      const TensorOverride at = rig.Scaled(name, 1.1f);
+      const NamedTensor gradient = {at.name,
+                                    Tensor::HostZeros(DType::kF32, at.value.shape()).value()};
+      ASSERT_TRUE(rig.trials().Vjp(1, {&at, 1}, d_out, {&gradient, 1}).ok()) << name;
+      double square = 0, values[2];
+      for (int64_t i = 0; i < gradient.tensor.elements(); ++i) {
+        square += double{gradient.tensor.as<float>()[i]} * gradient.tensor.as<float>()[i];
+      }
+      const double step = 0.02 / std::sqrt(square);
+      for (int side = 0; side < 2; ++side) {
+        TensorOverride moved = {at.name, Tensor::Host(DType::kF32, at.value.shape()).value()};
+        for (int64_t i = 0; i < moved.value.elements(); ++i) {
+          moved.value.as<float>()[i] =
+              at.value.as<float>()[i] +
+              static_cast<float>((side == 0 ? step : -step) * gradient.tensor.as<float>()[i]);
+        }
+        const Tensor output = rig.trials().Forward(1, {&moved, 1}).value();
+        values[side] = 0;
+        for (int64_t i = 0; i < output.elements(); ++i) {
+          values[side] += double{output.as<float>()[i]} * d_out.as<float>()[i];
+        }
+      }
+      // Of second order in the step, and the rounding of f32 outputs.
+      EXPECT_NEAR((values[0] - values[1]) / (2 * step), square, 0.01 * square) << model << name;
+    }
+  }
+}
+
+TEST(BlockTrialsTest, VjpRefusals) {
+  Rig rig(SmallConfig("llama")),
+      experts(SmallConfig("mixtral", {{"num_local_experts", 3}, {"num_experts_per_tok", 2}}));
+  const Tensor d_out = rig.Input(0);
+  const NamedTensor norm = {std::string(kBlock) + "input_layernorm.weight",
+                            Tensor::HostZeros(DType::kF32, {32}).value()};
+  EXPECT_EQ(experts.trials().Vjp(0, {}, d_out, {&norm, 1}).code(),
+            absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(rig.trials().Vjp(9, {}, d_out, {&norm, 1}).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(rig.trials().Vjp(0, {}, norm.tensor, {&norm, 1}).code(),
+            absl::StatusCode::kInvalidArgument);
+  const NamedTensor other = {"model.norm.weight", norm.tensor};
+  EXPECT_EQ(rig.trials().Vjp(0, {}, d_out, {&other, 1}).code(), absl::StatusCode::kNotFound);
 }
 
 TEST(BlockTrialsTest, Refusals) {
