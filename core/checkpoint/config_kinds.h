@@ -32,6 +32,7 @@ struct ConfigKind {
 
 ConfigPointer ParseGptqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseCompressedTensorsConfig(const nlohmann::ordered_json& json);
+ConfigPointer ParseAwqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseHqqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseNativeConfig(const nlohmann::ordered_json& json);
 
@@ -39,6 +40,8 @@ absl::StatusOr<nlohmann::ordered_json> ComposeGptqConfig(std::string_view target
                                                          const std::vector<SlotEntry>& slots);
 absl::StatusOr<nlohmann::ordered_json> ComposeCompressedTensorsConfig(
     std::string_view target, const std::vector<SlotEntry>& slots);
+absl::StatusOr<nlohmann::ordered_json> ComposeAwqConfig(std::string_view target,
+                                                        const std::vector<SlotEntry>& slots);
 absl::StatusOr<nlohmann::ordered_json> ComposeHqqConfig(std::string_view target,
                                                         const std::vector<SlotEntry>& slots);
 absl::StatusOr<nlohmann::ordered_json> ComposeNativeConfig(std::string_view target,

@@ -22,6 +22,7 @@ const std::vector<ConfigKind>& Kinds() {
        {"compressed-tensors"},
        &ParseCompressedTensorsConfig,
        &ComposeCompressedTensorsConfig},
+      {"awq", {"awq"}, &ParseAwqConfig, &ComposeAwqConfig},
       {"hqq", {"hqq"}, &ParseHqqConfig, &ComposeHqqConfig},
       {kNativeTarget, {std::string(kNativeTarget)}, &ParseNativeConfig, &ComposeNativeConfig},
   };
@@ -118,8 +119,10 @@ absl::StatusOr<std::shared_ptr<const QuantizationConfig>> ReadQuantizationConfig
     const std::string path = directory + "/" + name;
     if (!FileExists(path)) continue;
     QM_ASSIGN_OR_RETURN(Json json, ReadOrderedJson(path));
-    // Files of AutoGPTQ from before the key existed.
-    if (json.is_object() && !json.contains("quant_method")) json["quant_method"] = "gptq";
+    // Files of AutoGPTQ and AutoAWQ from before the key existed; only the latter have a version.
+    if (json.is_object() && !json.contains("quant_method")) {
+      json["quant_method"] = json.contains("version") ? "awq" : "gptq";
+    }
     auto parsed = ParseQuantizationConfig(json);
     if (!parsed.ok()) return WithContext(parsed.status(), path);
     return parsed;

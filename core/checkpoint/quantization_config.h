@@ -57,7 +57,7 @@ absl::StatusOr<std::shared_ptr<const QuantizationConfig>> ParseQuantizationConfi
     const nlohmann::ordered_json& json);
 
 // The `quantization_config` of config.json, else quantize_config.json or quant_config.json (older
-// GPTQ files); null for an original checkpoint.
+// GPTQ and AWQ files); null for an original checkpoint.
 absl::StatusOr<std::shared_ptr<const QuantizationConfig>> ReadQuantizationConfig(
     const std::string& directory);
 

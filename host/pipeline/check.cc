@@ -73,6 +73,7 @@ class Checker {
     CheckGroupSizes(plan_, &errors_);
     CheckTensorParallel(plan_, &errors_);
     CheckFusedGroups(plan_, &errors_);
+    CheckActOrder(plan_, &errors_);
     CheckExportTarget(plan_, catalog_, &errors_);
     if (!errors_.empty()) return errors_.ToStatus();
     return std::move(plan_);

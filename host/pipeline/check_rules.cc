@@ -184,6 +184,23 @@ void CheckFusedGroups(const PipelinePlan& plan, ErrorList* errors) {
   }
 }
 
+void CheckActOrder(const PipelinePlan& plan, ErrorList* errors) {
+  if (plan.pipeline.export_format != "awq") return;
+  for (const PlannedStage& stage : plan.stages) {
+    if (!stage.packs) continue;
+    const bool scattered =
+        std::any_of(stage.options.begin(), stage.options.end(), [](const ResolvedOptions& options) {
+          return Value(options, "act_order") == "true" && Value(options, "static_groups") != "true";
+        });
+    if (!scattered) continue;
+    errors->Add(stage.location,
+                ErrorText(absl::StrCat("stage '", stage.name,
+                                       "' sorts groups by activation (act_order), which awq files "
+                                       "cannot express"),
+                          "", "add static_groups: true, or export to gptq"));
+  }
+}
+
 void CheckExportTarget(const PipelinePlan& plan, const Catalog& catalog, ErrorList* errors) {
   const std::string& target = plan.pipeline.export_format;
   const SourceLocation location = LocationOf(plan, "export.format");

@@ -15,6 +15,8 @@ void CheckTensorParallel(const PipelinePlan& plan, ErrorList* errors);
 // Readers of gptq, awq and compressed-tensors files (vLLM) load q/k/v, gate/up and the experts of a
 // layer as one parameter each: their members must be packed alike.
 void CheckFusedGroups(const PipelinePlan& plan, ErrorList* errors);
+// awq files have no place for the order of groups that act-order leaves.
+void CheckActOrder(const PipelinePlan& plan, ErrorList* errors);
 // The target is known, somebody installed can write it, and there is something to write.
 void CheckExportTarget(const PipelinePlan& plan, const Catalog& catalog, ErrorList* errors);
 

@@ -69,9 +69,12 @@ nlohmann::ordered_json SlotReport(const std::vector<Unit>& units) {
 
 nlohmann::ordered_json ExpertCoverage(const PipelinePlan& plan, const StageSet& stages,
                                       const std::vector<Unit>& units, std::string* warning) {
-  std::set<std::string> measuring;
+  // By name and table: of a method with two, one may measure and the other not.
+  std::set<std::pair<std::string, bool>> measuring;
   for (const PreparedStage& stage : stages.stages) {
-    if (stage.needs_statistics) measuring.insert(stage.stage->name);
+    if (!stage.method.plans.empty() && !stage.method.plans[0].stats.empty()) {
+      measuring.emplace(stage.stage->name, stage.transforms);
+    }
   }
   std::map<std::string, const LinearSlot*> expert_slots;
   for (const LinearSlot& slot : plan.slots) {
@@ -79,10 +82,10 @@ nlohmann::ordered_json ExpertCoverage(const PipelinePlan& plan, const StageSet& 
   }
   std::map<std::string, std::pair<int64_t, int64_t>> experts;  // name -> rows, rows lacking
   for (const Unit& unit : units) {
-    if (measuring.count(unit.stage) == 0) continue;
     for (const SlotRecord& record : unit.slots) {
+      if (!measuring.contains({unit.stage, record.transformed})) continue;
       const auto slot = expert_slots.find(record.slot);
-      if (slot == expert_slots.end() || !record.packed) continue;
+      if (slot == expert_slots.end() || !(record.packed || record.transformed)) continue;
       auto& [rows, lacking] = experts[record.slot.substr(0, record.slot.rfind('.'))];
       rows = record.rows;
       lacking = std::max(lacking, record.in_features - record.rows);

@@ -62,8 +62,8 @@ struct StageSet {
   bool UsesOriginalStream() const;
 };
 
-// The dtype in which `target` stores scales: F16 for gptq, the model's for compressed-tensors, else
-// F16 for 16-bit models and F32 for F32 models.
+// The dtype in which `target` stores scales: F16 for gptq and awq, the model's for
+// compressed-tensors, else F16 for 16-bit models and F32 for F32 models.
 DType ScaleDType(std::string_view target, DType model_dtype);
 
 // `plan` must outlive the result. UNIMPLEMENTED for stages that need another table than

@@ -135,8 +135,13 @@ std::vector<SlotRecord> TransformWorker::Records(const TransformWork& work,
   std::vector<SlotRecord> records;
   const TransformBlock& block = BlockOf(work);
   const BoundMethod& method = work.stage->method;
+  const auto& stats = work.stage->parts.at(work.state->index()).plan.stats;
   for (const LinearSlot& slot : block.slots) {
     SlotRecord r;
+    if (!stats.empty()) {
+      r.rows = work.state->statistics().RowCount(
+          slot.input_group, stats[0].request.from_original && !work.single_original_stream);
+    }
     r.slot = slot.name;
     r.transformed = true;
     r.method = method.loaded.method->id;

@@ -120,8 +120,7 @@ void FusedRowsAvx512(const FusedInput& input, int m, int64_t begin, int64_t end,
 // Columns in stable order of their group, when every group has equally many; false otherwise.
 bool SortByGroup(const int32_t* group_index, int64_t in, int64_t groups, int32_t* permutation);
 
-// ---- checkpoint targets (affine_checkpoint.cc; hqq: affine_hqq.cc)
-// -------------------------------
+// ---- checkpoint targets (affine_checkpoint.cc; affine_hqq.cc, affine_awq.cc) -------------------
 qm_status CanStore(qm_call* call, const char* target, const char* format_json, int64_t out,
                    int64_t in);
 qm_status ToCheckpoint(qm_call* call, const char* target, const char* layer,
@@ -130,10 +129,28 @@ qm_status ToCheckpoint(qm_call* call, const char* target, const char* layer,
 qm_status FromCheckpoint(qm_call* call, const char* target, const char* layer,
                          const qm_named_tensor* tensors, uint64_t count, const char* config_json,
                          qm_packed* out);
-inline constexpr const char* kTargets[4] = {"gptq", "gptq_v2", "compressed-tensors", "hqq"};
+inline constexpr const char* kTargets[] = {"gptq", "gptq_v2", "compressed-tensors", "hqq", "awq"};
 const qm_tensor* FindTensor(const qm_named_tensor* tensors, uint64_t count, const char* name);
 
+// A tensor of a layer that must be there, contiguous, with this rank and one of these dtypes.
+qm_status Need(qm_call* call, const char* layer, const qm_named_tensor* tensors, uint64_t count,
+               const char* name, int32_t rank, std::initializer_list<qm_dtype> dtypes,
+               const qm_tensor** out);
+qm_status NeedShape(qm_call* call, const char* layer, const char* name, const qm_tensor& tensor,
+                    int64_t rows, int64_t columns);
+// Refuses float zero points, groups of outputs and scales as bytes.
+qm_status NeedIntegerZeros(qm_call* call, const char* target, const Params& p);
+// Checks bits and group size read from a file against a weight [out, in].
+qm_status CheckParams(qm_call* call, const char* layer, const Params& p, int64_t in);
+// [rows, columns] -> [columns, rows] for elements of 1, 2 or 4 bytes.
+void Transpose(const void* source, int64_t rows, int64_t columns, int64_t element, void* target);
+
 class Emitter;
+qm_status AwqStorable(qm_call* call, const Params& params, int64_t out);
+qm_status ToAwq(qm_call* call, const char* layer, const Weight& weight, Emitter* emitter,
+                std::string* config);
+qm_status FromAwq(qm_call* call, const char* layer, const qm_named_tensor* tensors, uint64_t count,
+                  const char* config_json, qm_packed* out);
 qm_status HqqStorable(qm_call* call, const Params& params, int64_t out, int64_t in);
 qm_status ToHqq(qm_call* call, const char* layer, const Weight& weight, Emitter* emitter,
                 std::string* config);

@@ -1,11 +1,12 @@
 // Checkpoint layouts of other programs.
 //   gptq, gptq_v2: gptqmodel/nn_modules/qlinear/__init__.py; v1 stores zero points minus one
 //     (AutoGPTQ auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py).
-//   hqq: affine_hqq.cc.
+//   hqq: affine_hqq.cc. awq: affine_awq.cc.
 //   compressed-tensors: src/compressed_tensors/compressors/ (pack-quantized and int-quantized).
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <vector>
 
 #include "affine.h"
@@ -13,10 +14,10 @@
 namespace affine {
 namespace {
 
-enum class Target { kGptq, kGptqV2, kCompressedTensors, kHqq };
+enum class Target { kGptq, kGptqV2, kCompressedTensors, kHqq, kAwq };
 
 bool FindTarget(const char* name, Target* out) {
-  for (int i = 0; i < 4; ++i) {
+  for (size_t i = 0; i < std::size(kTargets); ++i) {
     if (std::strcmp(name, kTargets[i]) != 0) continue;
     *out = static_cast<Target>(i);
     return true;
@@ -48,45 +49,6 @@ std::string JsonValue(const char* json, const char* key) {
   return std::string(at, std::strcspn(at, ",}"));
 }
 
-qm_status Need(qm_call* call, const char* layer, const qm_named_tensor* tensors, uint64_t count,
-               const char* name, int32_t rank, std::initializer_list<qm_dtype> dtypes,
-               const qm_tensor** out) {
-  const qm_tensor* tensor = FindTensor(tensors, count, name);
-  if (tensor == nullptr) {
-    return qm::Fail(call, QM_INVALID_ARGUMENT, "layer ", layer, " has no tensor '", name, "'");
-  }
-  bool known = false;
-  for (qm_dtype dtype : dtypes) known = known || tensor->dtype == dtype;
-  if (!known || tensor->rank != rank || !IsContiguous(*tensor)) {
-    return qm::Fail(call, QM_INVALID_ARGUMENT, "tensor '", name, "' of layer ", layer,
-                    " has the wrong dtype or rank (", rank, " expected)");
-  }
-  *out = tensor;
-  return QM_OK;
-}
-
-qm_status NeedShape(qm_call* call, const char* layer, const char* name, const qm_tensor& tensor,
-                    int64_t rows, int64_t columns) {
-  if (tensor.shape[0] == rows && tensor.shape[1] == columns) return QM_OK;
-  return qm::Fail(call, QM_INVALID_ARGUMENT, "tensor '", name, "' of layer ", layer, " has shape [",
-                  tensor.shape[0], ", ", tensor.shape[1], "]; expected [", rows, ", ", columns,
-                  "]");
-}
-
-// ---- the format's own tensors ------------------------------------------------------------------
-
-// [rows, columns] <-> [columns, rows] for elements of 1, 2 or 4 bytes.
-void Transpose(const void* source, int64_t rows, int64_t columns, int64_t element, void* target) {
-  const char* from = static_cast<const char*>(source);
-  char* to = static_cast<char*>(target);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < columns; ++c) {
-      std::memcpy(to + (c * rows + r) * element, from + (r * columns + c) * element,
-                  static_cast<size_t>(element));
-    }
-  }
-}
-
 bool AllMiddle(const std::vector<uint8_t>& zeros, int bits) {
   for (uint8_t zero : zeros) {
     if (zero != 1 << (bits - 1)) return false;
@@ -96,18 +58,6 @@ bool AllMiddle(const std::vector<uint8_t>& zeros, int bits) {
 
 // ---- gptq
 // ----------------------------------------------------------------------------------------
-
-qm_status NeedIntegerZeros(qm_call* call, const char* target, const Params& p) {
-  if (p.zero == Zero::kFloat || p.zero == Zero::kQ8) {
-    return qm::Fail(call, QM_FAILED_PRECONDITION, target, " files hold integer zero points only; ",
-                    "export as quantmill or hqq, or quantize with integer zero points");
-  }
-  if (p.axis == 0 || p.q8_scale) {
-    return qm::Fail(call, QM_FAILED_PRECONDITION, target, " files hold groups of input channels ",
-                    "with scales as floats only; export as quantmill");
-  }
-  return QM_OK;
-}
 
 int FieldMultiple(int bits) { return bits == 3 ? 32 : 32 / bits; }
 
@@ -193,20 +143,6 @@ qm_status ParseGptqConfig(qm_call* call, const char* json, GptqConfig* out) {
   out->desc_act = std::strcmp(desc_act, "true") == 0;
   out->sym = std::strcmp(sym, "true") == 0;
   out->group_size = group_size;
-  return QM_OK;
-}
-
-// Checks bits and group size read from a file against a weight [out, in].
-qm_status CheckParams(qm_call* call, const char* layer, const Params& p, int64_t in) {
-  std::string why;
-  Params parsed;
-  if (!ParseParams(ParamsJson(p).c_str(), &parsed, &why)) {
-    return qm::Fail(call, QM_INVALID_ARGUMENT, "layer ", layer, ": ", why);
-  }
-  if (p.group_size != -1 && in % p.group_size != 0) {
-    return qm::Fail(call, QM_INVALID_ARGUMENT, "layer ", layer, ": group_size ", p.group_size,
-                    " does not divide in_features ", in);
-  }
   return QM_OK;
 }
 
@@ -472,10 +408,71 @@ qm_status FromCompressed(qm_call* call, const char* layer, const qm_named_tensor
 
 qm_status UnknownTarget(qm_call* call, const char* target) {
   return qm::Fail(call, QM_FAILED_PRECONDITION, "affine-int weights cannot be stored as '", target,
-                  "'; they can as gptq, gptq_v2, compressed-tensors and hqq");
+                  "'; they can as gptq, gptq_v2, compressed-tensors, hqq and awq");
 }
 
 }  // namespace
+
+qm_status Need(qm_call* call, const char* layer, const qm_named_tensor* tensors, uint64_t count,
+               const char* name, int32_t rank, std::initializer_list<qm_dtype> dtypes,
+               const qm_tensor** out) {
+  const qm_tensor* tensor = FindTensor(tensors, count, name);
+  if (tensor == nullptr) {
+    return qm::Fail(call, QM_INVALID_ARGUMENT, "layer ", layer, " has no tensor '", name, "'");
+  }
+  bool known = false;
+  for (qm_dtype dtype : dtypes) known = known || tensor->dtype == dtype;
+  if (!known || tensor->rank != rank || !IsContiguous(*tensor)) {
+    return qm::Fail(call, QM_INVALID_ARGUMENT, "tensor '", name, "' of layer ", layer,
+                    " has the wrong dtype or rank (", rank, " expected)");
+  }
+  *out = tensor;
+  return QM_OK;
+}
+
+qm_status NeedShape(qm_call* call, const char* layer, const char* name, const qm_tensor& tensor,
+                    int64_t rows, int64_t columns) {
+  if (tensor.shape[0] == rows && tensor.shape[1] == columns) return QM_OK;
+  return qm::Fail(call, QM_INVALID_ARGUMENT, "tensor '", name, "' of layer ", layer, " has shape [",
+                  tensor.shape[0], ", ", tensor.shape[1], "]; expected [", rows, ", ", columns,
+                  "]");
+}
+
+void Transpose(const void* source, int64_t rows, int64_t columns, int64_t element, void* target) {
+  const char* from = static_cast<const char*>(source);
+  char* to = static_cast<char*>(target);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) {
+      std::memcpy(to + (c * rows + r) * element, from + (r * columns + c) * element,
+                  static_cast<size_t>(element));
+    }
+  }
+}
+
+qm_status NeedIntegerZeros(qm_call* call, const char* target, const Params& p) {
+  if (p.zero == Zero::kFloat || p.zero == Zero::kQ8) {
+    return qm::Fail(call, QM_FAILED_PRECONDITION, target, " files hold integer zero points only; ",
+                    "export as quantmill or hqq, or quantize with integer zero points");
+  }
+  if (p.axis == 0 || p.q8_scale) {
+    return qm::Fail(call, QM_FAILED_PRECONDITION, target, " files hold groups of input channels ",
+                    "with scales as floats only; export as quantmill");
+  }
+  return QM_OK;
+}
+
+qm_status CheckParams(qm_call* call, const char* layer, const Params& p, int64_t in) {
+  std::string why;
+  Params parsed;
+  if (!ParseParams(ParamsJson(p).c_str(), &parsed, &why)) {
+    return qm::Fail(call, QM_INVALID_ARGUMENT, "layer ", layer, ": ", why);
+  }
+  if (p.group_size != -1 && in % p.group_size != 0) {
+    return qm::Fail(call, QM_INVALID_ARGUMENT, "layer ", layer, ": group_size ", p.group_size,
+                    " does not divide in_features ", in);
+  }
+  return QM_OK;
+}
 
 const qm_tensor* FindTensor(const qm_named_tensor* tensors, uint64_t count, const char* name) {
   for (uint64_t i = 0; i < count; ++i) {
@@ -492,6 +489,7 @@ qm_status CanStore(qm_call* call, const char* target, const char* format_json, i
   Target kind;
   if (!FindTarget(target, &kind)) return UnknownTarget(call, target);
   if (kind == Target::kHqq) return HqqStorable(call, params, out, in);
+  if (kind == Target::kAwq) return AwqStorable(call, params, out);
   return kind == Target::kCompressedTensors ? CompressedStorable(call, params)
                                             : GptqStorable(call, params, out, in);
 }
@@ -509,6 +507,8 @@ qm_status ToCheckpoint(qm_call* call, const char* target, const char* layer,
   std::string config;
   if (kind == Target::kHqq) {
     QM_TRY(ToHqq(call, layer, w, &emitter, &config));
+  } else if (kind == Target::kAwq) {
+    QM_TRY(ToAwq(call, layer, w, &emitter, &config));
   } else {
     QM_TRY(kind == Target::kCompressedTensors
                ? ToCompressed(call, layer, w, packed, &emitter, &config)
@@ -525,6 +525,8 @@ qm_status FromCheckpoint(qm_call* call, const char* target, const char* layer,
   if (!FindTarget(target, &kind)) return UnknownTarget(call, target);
   if (kind == Target::kHqq) {
     QM_TRY(FromHqq(call, layer, tensors, count, out));
+  } else if (kind == Target::kAwq) {
+    QM_TRY(FromAwq(call, layer, tensors, count, config_json, out));
   } else {
     QM_TRY(kind == Target::kCompressedTensors
                ? FromCompressed(call, layer, tensors, count, config_json, out)

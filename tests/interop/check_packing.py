@@ -1,7 +1,7 @@
 """Decodes the packed linears of two exports of one run with NumPy and compares the weights.
 
 The layouts are decoded from their descriptions, field by field, sharing nothing with quantmill.
-Reads gptq, gptq_v2, compressed-tensors (pack-quantized) and quantmill (affine-int) directories.
+Reads gptq, gptq_v2, awq, compressed-tensors (pack-quantized) and quantmill (affine-int) directories.
 """
 
 import argparse
@@ -44,7 +44,8 @@ class Checkpoint:
         return np.frombuffer(data, kinds[entry["dtype"]]).reshape(entry["shape"])
 
     def layers(self):
-        suffix = {"gptq": ".qweight", "compressed-tensors": ".weight_packed", "quantmill": ".codes"}
+        suffix = {"gptq": ".qweight", "awq": ".qweight", "compressed-tensors": ".weight_packed",
+                  "quantmill": ".codes"}
         end = suffix[self.config["quant_method"]]
         return sorted(name[: -len(end)] for name in self.files if name.endswith(end))
 
@@ -85,6 +86,20 @@ def decode_gptq(checkpoint, layer):
     return weight(codes, scales, zeros, g_idx)
 
 
+def unpack_awq(words):
+    """[rows, words] -> [rows, 8 words]: output 8 c + j is the nibble number [0, 4, 1, 5, 2, 6, 3, 7][j] of word c."""
+    nibbles = (words.astype(np.int64)[:, :, None] >> (4 * np.array([0, 4, 1, 5, 2, 6, 3, 7]))) & 15
+    return nibbles.reshape(words.shape[0], -1)
+
+
+def decode_awq(checkpoint, layer):
+    codes = unpack_awq(checkpoint.get(layer + ".qweight")).T
+    zeros = unpack_awq(checkpoint.get(layer + ".qzeros")).T
+    scales = checkpoint.get(layer + ".scales").T
+    group = np.arange(codes.shape[1]) // (codes.shape[1] // scales.shape[1])
+    return weight(codes, scales, zeros, group)
+
+
 def decode_compressed(checkpoint, layer):
     groups = checkpoint.config["config_groups"].values()
     scheme = next((g for g in groups if layer in g["targets"]), None)
@@ -123,7 +138,8 @@ def decode_native(checkpoint, layer):
 
 
 DECODERS = {
-    "gptq": decode_gptq, "compressed-tensors": decode_compressed, "quantmill": decode_native,
+    "gptq": decode_gptq, "awq": decode_awq, "compressed-tensors": decode_compressed,
+    "quantmill": decode_native,
 }
 
 

@@ -242,7 +242,7 @@ TEST_F(ExportOpen, LeavesNothingBehindOnFailure) {
 TEST_F(ExportOpen, RefusesWhatItWouldOverwriteAndWhatItDoesNotKnow) {
   std::filesystem::create_directory(base_ + "/out");
   EXPECT_EQ(Export(Options("gptq"), Mixed()).status().code(), absl::StatusCode::kAlreadyExists);
-  EXPECT_EQ(Export(Options("awq", "x"), Mixed()).status().code(),
+  EXPECT_EQ(Export(Options("other", "x"), Mixed()).status().code(),
             absl::StatusCode::kInvalidArgument);
   TestSource source = Mixed();
   EXPECT_EQ(ExportCheckpoint(Options("gptq", "x"), source, nullptr, *backend_).status().code(),

@@ -170,7 +170,7 @@ TEST(CompressedTensorsConfig, RefusesWhatItCannotRead) {
 }
 
 TEST(QuantizationConfig, RefusesOtherMethods) {
-  ExpectRefused(R"({"quant_method":"awq"})", absl::StatusCode::kUnimplemented, "'awq'");
+  ExpectRefused(R"({"quant_method":"other"})", absl::StatusCode::kUnimplemented, "'other'");
   ExpectRefused(R"({})", absl::StatusCode::kInvalidArgument, "quant_method");
   ExpectRefused(R"([])", absl::StatusCode::kInvalidArgument, "object");
   ExpectRefused(R"({"quant_method":"quantmill","version":2,"slots":{}})",
@@ -179,6 +179,44 @@ TEST(QuantizationConfig, RefusesOtherMethods) {
                 "slots");
   ExpectRefused(R"({"quant_method":"quantmill","version":1,"slots":{"a":{"format":1}}})",
                 absl::StatusCode::kInvalidArgument, "'a'");
+}
+
+TEST(AwqConfig, ReadsWhatAutoAwqWrites) {
+  const auto config = Parsed(R"({"quant_method":"awq","zero_point":true,"group_size":64,"bits":4,
+      "version":"gemm","modules_to_not_convert":["visual","layers.1.mlp"]})");
+  ASSERT_NE(config, nullptr);
+  EXPECT_EQ(config->target(), "awq");
+  EXPECT_EQ(Storage(*config, "model.layers.0.mlp.up_proj"),
+            R"({"bits":4,"group_size":64,"zero_point":true})");
+  EXPECT_EQ(Storage(*config, "model.layers.1.mlp.up_proj"), "dense");
+  EXPECT_EQ(Storage(*config, "lm_head"), "dense");
+  const auto storage = *config->Find("model.layers.0.mlp.up_proj");
+  EXPECT_THAT(storage->required, ElementsAre("qweight", "qzeros", "scales"));
+  EXPECT_EQ(storage->marker, "qweight");
+  // Names of older files, and of newer ones of transformers.
+  const auto old = Parsed(
+      R"({"quant_method":"awq","zero_point":true,"q_group_size":32,"w_bit":4,"version":"GEMM"})");
+  ASSERT_NE(old, nullptr);
+  EXPECT_EQ(Storage(*old, "x"), R"({"bits":4,"group_size":32,"zero_point":true})");
+  const auto plain = Parsed(R"({"quant_method":"awq","format":"gemm"})");
+  ASSERT_NE(plain, nullptr);
+  EXPECT_EQ(Storage(*plain, "x"), R"({"bits":4,"group_size":128,"zero_point":true})");
+}
+
+TEST(AwqConfig, RefusesWhatItCannotRead) {
+  const auto invalid = absl::StatusCode::kInvalidArgument;
+  const auto unimplemented = absl::StatusCode::kUnimplemented;
+  for (const char* version : {"gemv", "gemv_fast", "marlin", "llm-awq"}) {
+    const std::string name = version;
+    ExpectRefused(R"({"quant_method":"awq","version":")" + name + "\"}", unimplemented, version);
+    ExpectRefused(R"({"quant_method":"awq","format":")" + name + "\"}", unimplemented, version);
+  }
+  ExpectRefused(R"({"quant_method":"awq","bits":3})", invalid, "is 3");
+  ExpectRefused(R"({"quant_method":"awq","bits":"4"})", invalid, "integer");
+  ExpectRefused(R"({"quant_method":"awq","group_size":0})", invalid, "group_size");
+  ExpectRefused(R"({"quant_method":"awq","zero_point":1})", invalid, "zero_point");
+  ExpectRefused(R"({"quant_method":"awq","modules_to_not_convert":"a"})", invalid, "list");
+  ExpectRefused(R"({"quant_method":"awq","modules_to_not_convert":[1]})", invalid, "list");
 }
 
 // What is composed reads back as what was put in.
@@ -227,6 +265,8 @@ TEST(Compose, ReadsBackAsWhatWasPutIn) {
       R"("strategy":"group","symmetric":false})";
   ExpectRoundTrip("compressed-tensors", Slots(ct4, ct8, ""));
   ExpectRoundTrip("compressed-tensors", Slots(ct4, ct4, ""));
+  const std::string awq4 = R"({"bits":4,"group_size":128,"zero_point":true})";
+  ExpectRoundTrip("awq", Slots(awq4, awq4, ""));
   const std::string hqq4 = R"({"axis":1,"group_size":64,"nbits":4})";
   ExpectRoundTrip("hqq", Slots(hqq4, hqq4, ""));
   std::vector<SlotEntry> by_kind = Slots(hqq4, hqq4, "");
@@ -287,11 +327,51 @@ TEST(Compose, WritesTheKeysOfTheHqqReader) {
   EXPECT_THAT(std::string(refused.message()), HasSubstr("self_attn.q_proj"));
 }
 
+TEST(Compose, WritesTheKeysOfTheAwqReaders) {
+  const std::string four = R"({"bits":4,"group_size":128,"zero_point":true})";
+  const auto awq = ComposeQuantizationConfig("awq", Slots(four, four, ""));
+  ASSERT_TRUE(awq.ok()) << awq.status();
+  EXPECT_EQ(awq->dump(),
+            R"({"quant_method":"awq","zero_point":true,"group_size":128,"bits":4,)"
+            R"("version":"gemm","modules_to_not_convert":["model.layers.0.mlp.down_proj",)"
+            R"("model.layers.1.mlp.down_proj"]})");
+  // A router is no slot, but readers would take it for packed.
+  const std::string experts = "model.layers.0.block_sparse_moe.experts.";
+  const auto moe =
+      ComposeQuantizationConfig("awq", {{"model.layers.0.self_attn.q_proj", true, four, ""},
+                                        {experts + "0.w1", true, four, ""},
+                                        {experts + "1.w1", true, four, ""},
+                                        {"lm_head", false, "", ""}});
+  ASSERT_TRUE(moe.ok()) << moe.status();
+  EXPECT_EQ((*moe)["modules_to_not_convert"].dump(), R"(["model.layers.0.block_sparse_moe.gate"])");
+
+  const std::string other = R"({"bits":4,"group_size":64,"zero_point":true})";
+  const auto uneven = ComposeQuantizationConfig("awq", Slots(four, other, "")).status();
+  EXPECT_EQ(uneven.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(uneven.message()), HasSubstr("one group size"));
+  std::vector<SlotEntry> head = Slots(four, four, "");
+  head.back() = {"lm_head", true, four, ""};
+  EXPECT_THAT(std::string(ComposeQuantizationConfig("awq", head).status().message()),
+              HasSubstr("lm_head"));
+}
+
 TEST(Compose, RefusesUnknownTargetsAndNothingPacked) {
   EXPECT_EQ(ComposeQuantizationConfig("gptq", {{"lm_head", false, "", ""}}).status().code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(ComposeQuantizationConfig("nothing", {{"a", true, "{}", ""}}).status().code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+TEST(ReadQuantizationConfig, TakesTheOlderFileOfAwq) {
+  const std::string directory = testing::MakeTempDir();
+  ASSERT_TRUE(WriteFile(directory + "/config.json", "{}").ok());
+  ASSERT_TRUE(WriteFile(directory + "/quant_config.json",
+                        R"({"zero_point":true,"q_group_size":64,"w_bit":4,"version":"GEMM"})")
+                  .ok());
+  const auto found = ReadQuantizationConfig(directory);
+  ASSERT_TRUE(found.ok()) << found.status();
+  EXPECT_EQ((*found)->target(), "awq");
+  EXPECT_EQ(Storage(**found, "x"), R"({"bits":4,"group_size":64,"zero_point":true})");
 }
 
 TEST(ReadQuantizationConfig, FallsBackToQuantizeConfig) {

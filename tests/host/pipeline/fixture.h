@@ -27,13 +27,16 @@ inline Catalog FakeCatalog() {
   const OptionInfo bits{"bits", QM_OPT_I64, false, "4", "2|3|4|8", "bits per code"};
   const OptionInfo group{"group_size", QM_OPT_I64, false, "128", "-1..", "input channels"};
   const OptionInfo symmetric{"symmetric", QM_OPT_BOOL, false, "false", "", ""};
+  const OptionInfo act_order{"act_order", QM_OPT_BOOL, false, "false", "", ""};
+  const OptionInfo static_groups{"static_groups", QM_OPT_BOOL, false, "false", "", ""};
   const OptionInfo damp{"damp", QM_OPT_F64, false, "0.01", "0..1", ""};
   const OptionInfo variant{"variant", QM_OPT_ENUM, false, "rtn", "rtn|mse|percentile", ""};
   const OptionInfo init{"init", QM_OPT_STR, true, "", "", "what to start from"};
   PluginInfo plugin;
   plugin.path = "/fake/libqm_all.so";
   plugin.methods = {
-      FakeMethod("gptq", {bits, group, symmetric, damp}, {QM_EXT_QUANTIZE_LINEAR}),
+      FakeMethod("gptq", {bits, group, symmetric, damp, act_order, static_groups},
+                 {QM_EXT_QUANTIZE_LINEAR}),
       FakeMethod("ptq", {bits, group, symmetric, variant}, {QM_EXT_QUANTIZE_LINEAR}),
       FakeMethod("awq", {bits, group}, {QM_EXT_BLOCK_TRANSFORM, QM_EXT_QUANTIZE_LINEAR}),
       FakeMethod("awq.scale", {}, {QM_EXT_BLOCK_TRANSFORM}),
@@ -41,7 +44,7 @@ inline Catalog FakeCatalog() {
       FakeMethod("affine", {}, {QM_EXT_FORMAT, QM_EXT_LINEAR_KERNEL})};
   plugin.methods.back().flags = QM_METHOD_NO_STAGE;
   plugin.methods.back().formats = {
-      {"qm.fmt.affine-int/1", {"gptq", "gptq_v2", "compressed-tensors"}}};
+      {"qm.fmt.affine-int/1", {"gptq", "gptq_v2", "compressed-tensors", "awq"}}};
   Catalog catalog;
   catalog.searched = {"/fake"};
   catalog.plugins.push_back(std::move(plugin));
