@@ -70,18 +70,6 @@ absl::StatusOr<std::string> ReadParameters(const Json& json) {
   return parameters.dump();
 }
 
-// The routers of the experts among `slots`: linears that readers would convert, though no slots.
-std::vector<std::string> Routers(const std::vector<SlotEntry>& slots) {
-  std::vector<std::string> routers;
-  for (const SlotEntry& slot : slots) {
-    const size_t at = slot.name.find(".experts.");
-    if (at == std::string::npos) continue;
-    const std::string router = slot.name.substr(0, at) + ".gate";
-    if (routers.empty() || routers.back() != router) routers.push_back(router);
-  }
-  return routers;
-}
-
 }  // namespace
 
 ConfigPointer ParseAwqConfig(const Json& json) {
@@ -101,7 +89,7 @@ ConfigPointer ParseAwqConfig(const Json& json) {
 }
 
 absl::StatusOr<Json> ComposeAwqConfig(std::string_view, const std::vector<SlotEntry>& slots) {
-  std::vector<std::string> dense = Routers(slots);
+  std::vector<std::string> dense = RoutersOf(slots);
   std::map<int64_t, std::string> groups;  // sizes, each with the first linear that has it
   for (const SlotEntry& slot : slots) {
     if (!slot.packed) {

@@ -30,12 +30,15 @@ struct ConfigKind {
                                                     const std::vector<SlotEntry>& slots);
 };
 
+ConfigPointer ParseBitsAndBytesConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseGptqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseCompressedTensorsConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseAwqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseHqqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseNativeConfig(const nlohmann::ordered_json& json);
 
+absl::StatusOr<nlohmann::ordered_json> ComposeBitsAndBytesConfig(
+    std::string_view target, const std::vector<SlotEntry>& slots);
 absl::StatusOr<nlohmann::ordered_json> ComposeGptqConfig(std::string_view target,
                                                          const std::vector<SlotEntry>& slots);
 absl::StatusOr<nlohmann::ordered_json> ComposeCompressedTensorsConfig(
@@ -51,6 +54,9 @@ absl::StatusOr<nlohmann::ordered_json> ComposeNativeConfig(std::string_view targ
 // UNIMPLEMENTED for what RE2 lacks (look-around, back references).
 absl::StatusOr<std::shared_ptr<const re2::RE2>> CompilePythonPattern(const std::string& pattern);
 bool MatchesAtStart(const re2::RE2& pattern, std::string_view name);
+
+// The routers of the experts among `slots`: linears that readers would convert, though no slots.
+std::vector<std::string> RoutersOf(const std::vector<SlotEntry>& slots);
 
 // "quantization_config: 'KEY' WHY".
 absl::Status ConfigError(std::string_view key, std::string_view why);

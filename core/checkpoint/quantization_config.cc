@@ -23,6 +23,7 @@ const std::vector<ConfigKind>& Kinds() {
        &ParseCompressedTensorsConfig,
        &ComposeCompressedTensorsConfig},
       {"awq", {"awq"}, &ParseAwqConfig, &ComposeAwqConfig},
+      {"bitsandbytes", {"bitsandbytes"}, &ParseBitsAndBytesConfig, &ComposeBitsAndBytesConfig},
       {"hqq", {"hqq"}, &ParseHqqConfig, &ComposeHqqConfig},
       {kNativeTarget, {std::string(kNativeTarget)}, &ParseNativeConfig, &ComposeNativeConfig},
   };
@@ -46,6 +47,17 @@ const std::vector<std::string>& CheckpointTargets() {
 absl::Status ConfigError(std::string_view key, std::string_view why) {
   return absl::InvalidArgumentError(
       absl::StrCat("quantization_config: '", std::string(key), "' ", std::string(why)));
+}
+
+std::vector<std::string> RoutersOf(const std::vector<SlotEntry>& slots) {
+  std::vector<std::string> routers;
+  for (const SlotEntry& slot : slots) {
+    const size_t at = slot.name.find(".experts.");
+    if (at == std::string::npos) continue;
+    const std::string router = slot.name.substr(0, at) + ".gate";
+    if (routers.empty() || routers.back() != router) routers.push_back(router);
+  }
+  return routers;
 }
 
 absl::StatusOr<bool> GetBool(const Json& json, const char* key, bool fallback) {

@@ -5,12 +5,14 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/formats/affine_int.h"
+#include "core/formats/codebook_absmax.h"
 
 namespace quantmill {
 namespace {
 
 constexpr ReferenceFormat kFormats[] = {
     {kAffineIntId, &CheckAffineInt, &DequantizeAffineIntReference},
+    {kCodebookAbsmaxId, &CheckCodebookAbsmax, &DequantizeCodebookAbsmaxReference},
 };
 
 absl::Status NoReference(const PackedWeight& weight) {

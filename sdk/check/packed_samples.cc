@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/formats/affine_int.h"
+#include "core/formats/codebook_absmax.h"
 #include "core/formats/reference.h"
 #include "core/tensor/dtype.h"
 #include "sdk/check/quantize_call.h"
@@ -23,6 +24,7 @@ struct SampleMaker {
 };
 constexpr SampleMaker kMakers[] = {
     {kAffineIntId, &AffineSamples},
+    {kCodebookAbsmaxId, &CodebookSamples},
 };
 
 // The defaults, and for each choice of an option `bits` written as a list, the defaults with it.

@@ -24,8 +24,9 @@ struct PackedSample {
 absl::StatusOr<std::vector<PackedSample>> MakePackedSamples(Subject& subject,
                                                             const std::string& format_id = "");
 
-// Those of one format with a reference, on the host; samples_affine.cc.
+// Those of one format with a reference, on the host; samples_*.cc.
 absl::StatusOr<std::vector<PackedSample>> AffineSamples(uint64_t seed);
+absl::StatusOr<std::vector<PackedSample>> CodebookSamples(uint64_t seed);
 
 // F32 [out, in] on the host: by the reference of the format where that is built in, else by the
 // best kernel of the subject's formats.

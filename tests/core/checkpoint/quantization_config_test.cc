@@ -90,6 +90,32 @@ TEST(GptqConfig, RefusesWhatItCannotRead) {
                 "list of names");
 }
 
+TEST(BitsAndBytesConfig, LetsTheTensorsDecide) {
+  const auto config = Parsed(R"({"_load_in_4bit":true,"_load_in_8bit":false,
+      "bnb_4bit_compute_dtype":"bfloat16","bnb_4bit_quant_storage":"uint8",
+      "bnb_4bit_quant_type":"nf4","bnb_4bit_use_double_quant":true,
+      "llm_int8_skip_modules":null,"llm_int8_threshold":6.0,"load_in_4bit":true,
+      "load_in_8bit":false,"quant_method":"bitsandbytes"})");
+  ASSERT_NE(config, nullptr);
+  EXPECT_EQ(config->target(), "bitsandbytes");
+  const auto storage = *config->Find("lm_head");
+  EXPECT_EQ(storage->marker, "weight.absmax");
+  EXPECT_THAT(storage->required, ElementsAre("weight", "weight.absmax", "weight.quant_map"));
+}
+
+TEST(BitsAndBytesConfig, RefusesWhatItCannotRead) {
+  ExpectRefused(R"({"quant_method":"bitsandbytes","load_in_8bit":true})",
+                absl::StatusCode::kUnimplemented, "8 bits");
+  ExpectRefused(R"({"quant_method":"bitsandbytes","_load_in_8bit":true})",
+                absl::StatusCode::kUnimplemented, "8 bits");
+  const auto invalid = absl::StatusCode::kInvalidArgument;
+  ExpectRefused(R"({"quant_method":"bitsandbytes"})", invalid, "load_in_4bit");
+  ExpectRefused(R"({"quant_method":"bitsandbytes","load_in_4bit":1})", invalid, "load_in_4bit");
+  ExpectRefused(R"({"quant_method":"bitsandbytes","load_in_4bit":true,
+      "bnb_4bit_quant_type":"int4"})",
+                invalid, "int4");
+}
+
 constexpr char kHqq[] = R"({"quant_method":"hqq","skip_modules":["lm_head","mlp.gate"],
     "quant_config":{"weight_quant_params":{"nbits":4,"channel_wise":true,"group_size":64,
     "optimize":true,"round_zero":true,"axis":1,"view_as_float":false},
@@ -353,6 +379,30 @@ TEST(Compose, WritesTheKeysOfTheAwqReaders) {
   head.back() = {"lm_head", true, four, ""};
   EXPECT_THAT(std::string(ComposeQuantizationConfig("awq", head).status().message()),
               HasSubstr("lm_head"));
+}
+
+TEST(Compose, WritesTheKeysOfTheBitsandbytesReader) {
+  const std::string plain =
+      R"({"compute_dtype":"bfloat16","double_quant":false,"quant_type":"nf4"})";
+  const auto config = ComposeQuantizationConfig("bitsandbytes", Slots(plain, plain, ""));
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->dump(),
+            R"({"quant_method":"bitsandbytes","_load_in_4bit":true,"_load_in_8bit":false,)"
+            R"("load_in_4bit":true,"load_in_8bit":false,"bnb_4bit_quant_type":"nf4",)"
+            R"("bnb_4bit_compute_dtype":"bfloat16","bnb_4bit_use_double_quant":false,)"
+            R"("bnb_4bit_quant_storage":"uint8","llm_int8_threshold":6.0,"llm_int8_skip_modules":)"
+            R"(["model.layers.0.mlp.down_proj","model.layers.1.mlp.down_proj","lm_head"],)"
+            R"("llm_int8_enable_fp32_cpu_offload":false,"llm_int8_has_fp16_weight":false})");
+  const std::string nested =
+      R"({"compute_dtype":"bfloat16","double_quant":true,"quant_type":"nf4"})";
+  const auto refused = ComposeQuantizationConfig("bitsandbytes", Slots(plain, nested, "")).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("double_quant"));
+  const auto moe = ComposeQuantizationConfig(
+      "bitsandbytes", {{"model.layers.0.block_sparse_moe.experts.0.w1", true, plain, ""}});
+  ASSERT_TRUE(moe.ok()) << moe.status();
+  EXPECT_EQ((*moe)["llm_int8_skip_modules"].dump(),
+            R"(["model.layers.0.block_sparse_moe.gate","lm_head"])");
 }
 
 TEST(Compose, RefusesUnknownTargetsAndNothingPacked) {
