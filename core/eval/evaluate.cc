@@ -143,11 +143,17 @@ absl::StatusOr<Scores> Evaluation::Run(WeightSource& model, WeightSource* refere
 }
 
 template <typename Value>
-Estimate EstimateOf(const std::vector<WindowScore>& windows, double positions, Value value) {
+std::vector<double> WindowMeans(const std::vector<WindowScore>& windows, double positions,
+                                Value value) {
   std::vector<double> means;
   means.reserve(windows.size());
   for (const WindowScore& window : windows) means.push_back(value(window) / positions);
-  return EstimateFromWindows(means);
+  return means;
+}
+
+template <typename Value>
+Estimate EstimateOf(const std::vector<WindowScore>& windows, double positions, Value value) {
+  return EstimateFromWindows(WindowMeans(windows, positions, value));
 }
 
 // exp of an estimate, by the delta method.
@@ -248,11 +254,16 @@ absl::StatusOr<EvalResult> Evaluate(Backend& backend, WeightSource& model, Weigh
   result.windows = windows.dim(0);
   result.context = windows.dim(1);
   result.tokens = result.windows * (result.context - 1);
-  result.nll = EstimateOf(scores.windows, positions, [](const WindowScore& w) { return w.nll; });
+  result.window_nll =
+      WindowMeans(scores.windows, positions, [](const WindowScore& w) { return w.nll; });
+  result.nll = EstimateFromWindows(result.window_nll);
   result.perplexity = Exponential(result.nll);
   result.seconds = seconds;
   result.tokens_per_second = static_cast<double>(result.tokens) / seconds;
-  if (reference != nullptr) result.comparison = Summarize(&scores, positions);
+  if (reference == nullptr) return result;
+  result.window_kl =
+      WindowMeans(scores.windows, positions, [](const WindowScore& w) { return w.kl; });
+  result.comparison = Summarize(&scores, positions);
   return result;
 }
 

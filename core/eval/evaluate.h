@@ -51,6 +51,9 @@ struct EvalResult {
     double kl_median = 0, kl_p99 = 0;  // smallest value not exceeded by 50 and 99 % of positions
   };
   std::optional<Comparison> comparison;
+  // Per window, for comparing two models on the same windows: mean nll of a position, and, against
+  // a reference, mean KL (else empty). Not part of ToJson.
+  std::vector<double> window_nll, window_kl;
 };
 
 // The keys of `eval --json`; standard errors as KEY_stderr.

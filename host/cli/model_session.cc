@@ -15,9 +15,14 @@ namespace quantmill {
 absl::StatusOr<std::unique_ptr<ModelSession>> ModelSession::Open(const Arguments& args) {
   const absl::StatusOr<DeviceChoice> device = ParseDevice(args.Text("device"));
   if (!device.ok()) return UsageError(device.status());
+  return Open(args.Text("device"), std::nullopt, args.List("plugin"));
+}
+
+absl::StatusOr<std::unique_ptr<ModelSession>> ModelSession::Open(
+    const std::string& device, std::optional<DType> dtype, std::vector<std::string> plugin_files) {
   std::unique_ptr<ModelSession> session(new ModelSession());
-  session->plugin_files_ = args.List("plugin");
-  QM_ASSIGN_OR_RETURN(session->backend_, MakeBackend(args.Text("device"), std::nullopt));
+  session->plugin_files_ = std::move(plugin_files);
+  QM_ASSIGN_OR_RETURN(session->backend_, MakeBackend(device, dtype));
   return session;
 }
 

@@ -22,6 +22,10 @@ class ModelSession {
  public:
   // Reads --device and --plugin. A device that is not one is a usage error.
   static absl::StatusOr<std::unique_ptr<ModelSession>> Open(const Arguments& args);
+  // dtype: compute type, as MakeBackend.
+  static absl::StatusOr<std::unique_ptr<ModelSession>> Open(const std::string& device,
+                                                            std::optional<DType> dtype,
+                                                            std::vector<std::string> plugin_files);
 
   Backend& backend() { return *backend_; }
   // Opens a model's directory. Plugins are looked for, and loaded, only when it is quantized.

@@ -1,93 +1,20 @@
 // quantmill run PIPELINE.yaml: the supervisor's side of a run.
-#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
-#include "core/io/files.h"
 #include "host/cli/command.h"
+#include "host/cli/console.h"
 #include "host/cli/job_request.h"
-#include "host/cli/progress.h"
-#include "host/pipeline/check.h"
 #include "host/run/report.h"
+#include "host/run/supervised_run.h"
 #include "host/supervisor/journal.h"
 #include "host/supervisor/supervise.h"
 
 namespace quantmill {
 namespace {
-
-// Shows progress and log lines.
-class Console {
- public:
-  EventSink Sink() {
-    return [this](const nlohmann::json& event) { Handle(event); };
-  }
-  void Clear() { line_.Clear(); }
-
- private:
-  void Handle(const nlohmann::json& event) {
-    const std::string type = event.value("type", "");
-    if (type == "progress") {
-      ProgressState state;
-      state.stage = event.value("stage", "");
-      state.unit = event.value("unit", "");
-      state.done = event.value("done", int64_t{0});
-      state.total = event.value("total", int64_t{0});
-      line_.Update(state);
-    } else if (type == "log" && event.value("severity", 0) >= 2) {
-      line_.Clear();
-      std::cerr << "warning: " << event.value("text", "") << std::endl;
-    }
-  }
-
-  ProgressLine line_;
-};
-
-std::string JournalPath(const Pipeline& pipeline) { return pipeline.work_dir + "/journal.jsonl"; }
-std::string LastWordsPath(const Pipeline& pipeline) { return pipeline.work_dir + "/last_words"; }
-
-absl::StatusOr<std::unique_ptr<Journal>> OpenJournal(const Pipeline& pipeline, bool resume) {
-  const std::string path = JournalPath(pipeline);
-  QM_ASSIGN_OR_RETURN(const JournalState state, ReadJournal(path));
-  if (!state.empty() && !resume) {
-    return RefusedError(absl::FailedPreconditionError(
-        ErrorText(absl::StrCat("the work directory ", pipeline.work_dir,
-                               " holds the journal of an earlier run"),
-                  "", "add --resume to continue it, or remove the directory to start over")));
-  }
-  if (const absl::Status status = CheckFiles(pipeline, resume); !status.ok()) {
-    return RefusedError(status);
-  }
-  std::error_code error;
-  std::filesystem::create_directories(pipeline.work_dir, error);
-  if (error) return RefusedError(SystemError("create", pipeline.work_dir, error.value()));
-  return Journal::Open(path);
-}
-
-// A run that was refused leaves no work directory behind, unless something else is in it.
-void RemoveWorkDir(const Pipeline& pipeline) {
-  std::error_code error;
-  std::filesystem::remove(JournalPath(pipeline), error);
-  std::filesystem::remove(LastWordsPath(pipeline), error);
-  std::filesystem::remove(pipeline.work_dir, error);
-}
-
-absl::StatusOr<nlohmann::ordered_json> RunSupervised(JobRequest request, const Pipeline& pipeline,
-                                                     Journal& journal, Console& console) {
-  SuperviseOptions options;
-  options.request = [&request](const JournalState& state) {
-    request.journal = state;
-    return ToJson(request).dump();
-  };
-  options.last_words = request.last_words;
-  options.hang_seconds = HangSeconds();
-  options.crash_dir = pipeline.work_dir + "/crash";
-  QM_ASSIGN_OR_RETURN(SuperviseResult result, Supervise(options, &journal, console.Sink()));
-  result.value["peak_rss_bytes"] = result.peak_rss_bytes;
-  return std::move(result.value);
-}
 
 absl::StatusOr<nlohmann::ordered_json> RunInProcess(JobRequest request, Journal& journal,
                                                     Console& console) {
@@ -103,12 +30,11 @@ absl::StatusOr<int> Run(const Arguments& arguments) {
   QM_ASSIGN_OR_RETURN(JobRequest request, JobRequestOf(arguments));
   QM_ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(request));
   QM_ASSIGN_OR_RETURN(const std::unique_ptr<Journal> journal,
-                      OpenJournal(pipeline, request.resume));
-  request.last_words = LastWordsPath(pipeline);
+                      OpenRunJournal(pipeline, request.resume));
   Console console;
   absl::StatusOr<nlohmann::ordered_json> result =
       arguments.Flag("in-process") ? RunInProcess(request, *journal, console)
-                                   : RunSupervised(request, pipeline, *journal, console);
+                                   : RunSupervised(request, pipeline, *journal, console.Sink());
   console.Clear();
   if (!result.ok()) {
     if (ExitCodeOf(result.status()) == kExitRefused && journal->state().empty()) {

@@ -1,5 +1,5 @@
-// quantmill worker: the process that loads plugins and computes. Started by `run`, `plan`, `try`
-// and `replay`; its request comes on stdin, its events go to descriptor 3.
+// quantmill worker: the process that loads plugins and computes. Started by `run`, `plan`,
+// `bench`, `try` and `replay`; its request comes on stdin, its events go to descriptor 3.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -10,6 +10,7 @@
 #include <string>
 
 #include "core/base/status.h"
+#include "host/bench/tasks.h"
 #include "host/cli/command.h"
 #include "host/run/job.h"
 #include "host/run/method_runner.h"
@@ -39,12 +40,13 @@ class EventPipe {
   std::mutex mutex_;
 };
 
-// What a request asks for: one call of `try` or `replay`, else a run or a plan.
+// What a request asks for: a task of `bench`, one call of `try` or `replay`, else a run or a plan.
 absl::StatusOr<nlohmann::ordered_json> Serve(const nlohmann::json& request, const EventSink& sink) {
   const std::string mode =
       request.is_object() && request.contains("mode") && request["mode"].is_string()
           ? request["mode"].get<std::string>()
           : "";
+  if (mode == kBenchMode) return RunBenchTask(request, sink);
   if (mode == kTryMode) return RunTryTask(request, sink);
   if (mode == kReplayMode) return RunReplayTask(request, sink);
   QM_ASSIGN_OR_RETURN(const JobRequest job, JobRequestFromJson(request));

@@ -5,8 +5,22 @@
 namespace quantmill {
 namespace {
 
-const std::map<std::string, std::vector<std::string>>& AllKeys() {
-  static const auto* keys = new std::map<std::string, std::vector<std::string>>{
+using KeyMap = std::map<std::string, std::vector<std::string>>;
+
+const KeyMap& AllBenchKeys() {
+  static const auto* keys = new KeyMap{
+      {"", {"version", "models", "plugins", "calibration", "evaluate", "run", "rows", "speed"}},
+      {"models[]", {"name", "path", "dtype"}},
+      {"run", {"device", "seed", "inputs", "on_error", "memory"}},
+      {"rows[]", {"name", "stages", "export"}},
+      {"rows[].export", {"format", "tensor_parallel"}},
+      {"speed", {"prompt", "new_tokens", "batch"}},
+  };
+  return *keys;
+}
+
+const KeyMap& AllKeys() {
+  static const auto* keys = new KeyMap{
       {"", {"version", "model", "plugins", "calibration", "run", "stages", "export", "evaluate"}},
       {"model", {"path", "dtype"}},
       {"calibration", {"text", "key", "samples", "sequence_length", "join", "order", "seed"}},
@@ -26,16 +40,24 @@ const std::map<std::string, std::vector<std::string>>& AllKeys() {
   return *keys;
 }
 
+std::vector<std::string> Sections(const KeyMap& map) {
+  std::vector<std::string> sections;
+  for (const auto& [section, keys] : map) sections.push_back(section);
+  return sections;
+}
+
 }  // namespace
 
 const std::vector<std::string>& PipelineKeys(const std::string& section) {
   return AllKeys().at(section);
 }
 
-std::vector<std::string> PipelineSections() {
-  std::vector<std::string> sections;
-  for (const auto& [section, keys] : AllKeys()) sections.push_back(section);
-  return sections;
+std::vector<std::string> PipelineSections() { return Sections(AllKeys()); }
+
+const std::vector<std::string>& BenchKeys(const std::string& section) {
+  return AllBenchKeys().at(section);
 }
+
+std::vector<std::string> BenchSections() { return Sections(AllBenchKeys()); }
 
 }  // namespace quantmill

@@ -1,5 +1,5 @@
-// The keys a pipeline file may have, by section: what the parser accepts and what
-// docs/schema/pipeline.schema.json lists.
+// The keys a pipeline file and a bench file may have, by section: what the parsers accept and what
+// docs/schema/ lists.
 #ifndef QUANTMILL_HOST_PIPELINE_KEYS_H_
 #define QUANTMILL_HOST_PIPELINE_KEYS_H_
 
@@ -12,6 +12,12 @@ namespace quantmill {
 // override, "on_error" its {use, options} form.
 const std::vector<std::string>& PipelineKeys(const std::string& section);
 std::vector<std::string> PipelineSections();
+
+// The same for bench files and docs/schema/bench.schema.json: "models[]" is one model, "rows[]" one
+// row, "rows[].export" its export. `calibration`, `evaluate` and the stages are those of a
+// pipeline.
+const std::vector<std::string>& BenchKeys(const std::string& section);
+std::vector<std::string> BenchSections();
 
 }  // namespace quantmill
 

@@ -29,7 +29,10 @@ constexpr size_t kMostStages = 256;
 
 class PipelineReader {
  public:
-  PipelineReader(const YamlNode& root, const std::string& file) : root_(root) {
+  // quantizes: without it the tree says only how a model is to be measured, and has neither stages
+  // nor export.
+  PipelineReader(const YamlNode& root, const std::string& file, bool quantizes = true)
+      : root_(root), quantizes_(quantizes) {
     pipeline_.file = file;
     std::error_code error;
     folder_ = fs::absolute(file, error).parent_path();
@@ -44,9 +47,11 @@ class PipelineReader {
     }
     if (const YamlNode* node = top.Find("calibration")) ReadCalibration(*node);
     if (const YamlNode* node = top.Find("run")) ReadRun(*node);
-    ReadStages(&top);
-    if (const YamlNode* node = top.Require("export", "say what to write and where")) {
-      ReadExport(*node);
+    if (quantizes_) {
+      ReadStages(&top);
+      if (const YamlNode* node = top.Require("export", "say what to write and where")) {
+        ReadExport(*node);
+      }
     }
     if (const YamlNode* node = top.Find("evaluate")) ReadEvaluate(*node);
     if (pipeline_.work_dir.empty() && !pipeline_.export_path.empty()) {
@@ -315,6 +320,7 @@ class PipelineReader {
   }
 
   const YamlNode& root_;
+  bool quantizes_;
   fs::path folder_;
   ErrorList errors_;
   Pipeline pipeline_;
@@ -324,6 +330,11 @@ class PipelineReader {
 
 std::string SourceLocation::ToString() const {
   return line > 0 ? absl::StrCat(file, ":", line, ":", column) : file;
+}
+
+absl::StatusOr<Pipeline> ParsePipelineTree(const YamlNode& root, const std::string& file,
+                                           bool quantizes) {
+  return PipelineReader(root, file, quantizes).Read();
 }
 
 absl::StatusOr<Pipeline> ParsePipelineText(const std::string& text, const std::string& file,

@@ -43,6 +43,11 @@ absl::StatusOr<YamlNode> ParseYaml(const std::string& text, const std::string& f
 // ("stages.0.options.bits=3") or, for `stages`, a stage's name ("stages.gptq.options.bits=3").
 absl::Status SetValue(const std::string& assignment, YamlNode* root);
 
+// A pipeline from a tree: what ParsePipelineText does behind the YAML. Without `quantizes` the tree
+// says only how a model is to be measured: `stages` and `export` are not read.
+absl::StatusOr<Pipeline> ParsePipelineTree(const YamlNode& root, const std::string& file,
+                                           bool quantizes = true);
+
 // Numbers, truth values and null as such, by the YAML 1.2 core schema.
 nlohmann::json YamlToJson(const YamlNode& node);
 

@@ -16,6 +16,16 @@ namespace quantmill {
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& device,
                                                      std::optional<DType> dtype);
 
+// What a measurement ran on.
+struct DeviceFacts {
+  std::string device;     // "cpu", "cuda:0"
+  std::string processor;  // of the host
+  int threads = 0;        // of the host's pool
+  std::string gpu;        // its name; empty on the CPU
+  std::string driver;     // the CUDA version its driver supports, "13.0"; empty on the CPU
+};
+DeviceFacts FactsOf(Backend& backend);
+
 }  // namespace quantmill
 
 #endif  // QUANTMILL_HOST_RUN_BACKEND_H_

@@ -165,7 +165,9 @@ class Job {
     inputs.windows = calibration_;
     inputs.calibration_digest = calibration_digest_;
     engine_ = std::make_unique<Engine>(std::move(inputs));
+    const auto start = Clock::now();
     QM_RETURN_IF_ERROR(engine_->Run());
+    quantize_seconds_ = SecondsSince(start);
     // Kept apart from the checkpoint: times differ from run to run.
     return WriteFile(plan_.pipeline.work_dir + "/report.json",
                      SlotReport(engine_->units()).dump(1) + "\n");
@@ -212,6 +214,7 @@ class Job {
     result["device"] = DeviceName(backend_->device());
     result["units"] = static_cast<int64_t>(engine_->units().size());
     result["reused_units"] = engine_->reused_units();
+    result["quantize_seconds"] = quantize_seconds_;
     std::vector<std::string> warnings = verified.warnings;
     std::string coverage_warning;
     const auto coverage = ExpertCoverage(plan_, stages_, engine_->units(), &coverage_warning);
@@ -249,6 +252,7 @@ class Job {
     WeightSource* reference = plan_.pipeline.evaluate->reference ? source_.get() : nullptr;
     QM_ASSIGN_OR_RETURN(const EvalResult result,
                         Evaluate(*backend_, model, reference, evaluation_, options));
+    QM_RETURN_IF_ERROR(WriteEvaluationWindows(plan_.pipeline.work_dir, result));
     return ToJson(result);
   }
 
@@ -267,6 +271,7 @@ class Job {
   PlanReport report_;
   Tensor calibration_, evaluation_;
   std::string calibration_digest_;
+  double quantize_seconds_ = 0;  // of the units computed here, statistics and all
   std::unique_ptr<ModelDigests> digests_;
   std::unique_ptr<Engine> engine_;
 };

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/base/status.h"
+#include "core/io/files.h"
 #include "host/cli/table.h"
 
 namespace quantmill {
@@ -113,6 +114,11 @@ nlohmann::ordered_json ExpertCoverage(const PipelinePlan& plan, const StageSet& 
       "those are rounded with little or no knowledge of their inputs",
       "use more calibration samples, or text of the model's own domain");
   return json;
+}
+
+absl::Status WriteEvaluationWindows(const std::string& work_dir, const EvalResult& result) {
+  const nlohmann::ordered_json windows = {{"nll", result.window_nll}, {"kl", result.window_kl}};
+  return WriteFile(work_dir + "/evaluation_windows.json", windows.dump() + "\n");
 }
 
 std::string FormatRunResult(const nlohmann::ordered_json& result) {

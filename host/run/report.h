@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "core/eval/evaluate.h"
 #include "host/pipeline/plan.h"
 #include "host/run/stage_set.h"
 #include "host/run/unit_store.h"
@@ -25,6 +27,10 @@ nlohmann::ordered_json SlotReport(const std::vector<Unit>& units);
 // *warning says the same to people when an expert saw too few; else it is left empty.
 nlohmann::ordered_json ExpertCoverage(const PipelinePlan& plan, const StageSet& stages,
                                       const std::vector<Unit>& units, std::string* warning);
+
+// WORK_DIR/evaluation_windows.json: the scores of every window, for comparing runs on the same
+// text.
+absl::Status WriteEvaluationWindows(const std::string& work_dir, const EvalResult& result);
 
 // The table for people, from the `run` result.
 std::string FormatRunResult(const nlohmann::ordered_json& result);
