@@ -52,6 +52,7 @@ class Bench {
     absl::StatusOr<BenchFile> bench = ParseBenchFile(options_.file, directory_, options_.device);
     if (!bench.ok()) return UsageError(bench.status());
     bench_ = *std::move(bench);
+    QM_RETURN_IF_ERROR(CheckBenchDirectory(directory_, options_.resume));
     const Pipeline& any = bench_.cells.front().pipeline;
     std::vector<std::string> files = options_.plugins;
     files.insert(files.end(), any.plugins.begin(), any.plugins.end());

@@ -80,22 +80,6 @@ absl::Status NotABench(const std::string& path, const std::string& why) {
       ErrorText(absl::StrCat("the directory ", path, " exists"), why, "choose another --out")));
 }
 
-absl::Status CheckPlace(const std::string& path, bool resume) {
-  std::error_code error;
-  if (!fs::exists(path, error)) return absl::OkStatus();
-  if (!fs::is_directory(path, error)) return NotABench(path, "it is no directory");
-  if (fs::is_empty(path, error)) return absl::OkStatus();
-  const auto mark = ReadJson(path + kMark);
-  if (!mark.ok() || !mark->is_object() || !mark->contains("quantmill_bench")) {
-    return NotABench(path, "it holds something else than a bench");
-  }
-  if (resume) return absl::OkStatus();
-  return RefusedError(absl::FailedPreconditionError(
-      ErrorText(absl::StrCat("the directory ", path, " holds an earlier bench"), "",
-                "add --resume to compute only what is missing or has changed, or choose another "
-                "--out")));
-}
-
 }  // namespace
 
 absl::StatusOr<std::vector<absl::Status>> CheckBench(const BenchFile& bench,
@@ -122,9 +106,25 @@ absl::StatusOr<std::vector<absl::Status>> CheckBench(const BenchFile& bench,
   return statuses;
 }
 
+absl::Status CheckBenchDirectory(const std::string& path, bool resume) {
+  std::error_code error;
+  if (!fs::exists(path, error)) return absl::OkStatus();
+  if (!fs::is_directory(path, error)) return NotABench(path, "it is no directory");
+  if (fs::is_empty(path, error)) return absl::OkStatus();
+  const auto mark = ReadJson(path + kMark);
+  if (!mark.ok() || !mark->is_object() || !mark->contains("quantmill_bench")) {
+    return NotABench(path, "it holds something else than a bench");
+  }
+  if (resume) return absl::OkStatus();
+  return RefusedError(absl::FailedPreconditionError(
+      ErrorText(absl::StrCat("the directory ", path, " holds an earlier bench"), "",
+                "add --resume to compute only what is missing or has changed, or choose another "
+                "--out")));
+}
+
 absl::StatusOr<std::unique_ptr<BenchDirectory>> BenchDirectory::Open(const std::string& path,
                                                                      bool resume) {
-  QM_RETURN_IF_ERROR(CheckPlace(path, resume));
+  QM_RETURN_IF_ERROR(CheckBenchDirectory(path, resume));
   std::error_code error;
   fs::create_directories(path, error);
   if (error) return RefusedError(SystemError("create", path, error.value()));

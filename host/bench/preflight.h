@@ -19,11 +19,13 @@ namespace quantmill {
 absl::StatusOr<std::vector<absl::Status>> CheckBench(const BenchFile& bench,
                                                      const Catalog& catalog);
 
+// Refused: `path` is there and is no bench's directory, or is one and `resume` is false.
+absl::Status CheckBenchDirectory(const std::string& path, bool resume);
+
 // The directory of a bench, held against other processes while this lives.
 class BenchDirectory {
  public:
-  // Makes it if it is not there. Refused: something else is there, another process holds it, or it
-  // holds a bench and `resume` is false.
+  // Makes it if it is not there. Refused: as CheckBenchDirectory, or another process holds it.
   static absl::StatusOr<std::unique_ptr<BenchDirectory>> Open(const std::string& path, bool resume);
   ~BenchDirectory();
   BenchDirectory(const BenchDirectory&) = delete;

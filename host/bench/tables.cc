@@ -204,7 +204,7 @@ std::vector<std::string> BenchNotes(const Json& results) {
   if (speed) {
     notes.push_back(
         absl::StrCat("TOKENS/S and PROMPT/S: ", results.value("speed_prompt", 0),
-                     " tokens of prompt, ", results.value("speed_new_tokens", 0),
+                     " tokens of prompt and ", results.value("speed_new_tokens", 0),
                      " tokens generated from the stored weights, all sequences together."));
   }
   for (const Json& row : results.at("rows")) {

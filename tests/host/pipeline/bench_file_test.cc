@@ -58,7 +58,7 @@ TEST(BenchFileTest, EveryRowOnEveryModelIsAPipeline) {
   EXPECT_EQ(cell.pipeline.tensor_parallel, 2);
   EXPECT_EQ(cell.pipeline.export_path, "/out/cells/b/g/out");
   EXPECT_EQ(cell.pipeline.work_dir, "/out/cells/b/g/work");
-  EXPECT_EQ(cell.pipeline.stages[0].location.line, 9);
+  EXPECT_EQ(cell.pipeline.stages[0].location.line, 10);
   ASSERT_TRUE(bench->speed.has_value());
   EXPECT_EQ(bench->speed->prompt, 8);
   EXPECT_THAT(bench->speed->batch, ElementsAre(1, 4));
