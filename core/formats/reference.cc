@@ -6,6 +6,8 @@
 #include "core/base/status.h"
 #include "core/formats/affine_int.h"
 #include "core/formats/codebook_absmax.h"
+#include "core/formats/float8.h"
+#include "core/formats/int8_row.h"
 
 namespace quantmill {
 namespace {
@@ -13,6 +15,8 @@ namespace {
 constexpr ReferenceFormat kFormats[] = {
     {kAffineIntId, &CheckAffineInt, &DequantizeAffineIntReference},
     {kCodebookAbsmaxId, &CheckCodebookAbsmax, &DequantizeCodebookAbsmaxReference},
+    {kInt8RowId, &CheckInt8Row, &DequantizeInt8RowReference},
+    {kFloat8Id, &CheckFloat8, &DequantizeFloat8Reference},
 };
 
 absl::Status NoReference(const PackedWeight& weight) {

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "core/formats/activations.h"
 #include "core/formats/distortion.h"
 #include "core/formats/reference.h"
 #include "sdk/check/case.h"
@@ -258,9 +259,18 @@ std::optional<Verdict> Multiply(Subject& subject, const Product& product, Tensor
                                        std::string(captured.message())));
 }
 
+// x as products with this weight see it: rounded where the format says so.
+Tensor AsSeen(const PackedWeight& packed, const Product& product) {
+  const Activations activations = ActivationsOf(packed.format_json);
+  if (activations == Activations::kFloat || product.transposed) return product.x;
+  Tensor rounded = *Tensor::Host(DType::kF32, product.x.shape());
+  return QuantizeActivationsReference(activations, product.x, &rounded).ok() ? rounded : product.x;
+}
+
 std::optional<Verdict> CompareProduct(const Sample& sample, const Product& product, const Tensor& y,
                                       const char* rule, double* worst) {
-  const Distortion error = ProductError(product.x, sample.reference, product.transposed, y);
+  const Distortion error =
+      ProductError(AsSeen(sample.source.packed, product), sample.reference, product.transposed, y);
   const double bound = NmseBound(sample.source.packed, product.x.dtype());
   *worst = std::max(*worst, error.nmse() / bound);
   if (error.finite && error.nmse() <= bound) return std::nullopt;

@@ -10,6 +10,8 @@
 #include "core/base/status.h"
 #include "core/formats/affine_int.h"
 #include "core/formats/codebook_absmax.h"
+#include "core/formats/float8.h"
+#include "core/formats/int8_row.h"
 #include "core/formats/reference.h"
 #include "core/tensor/dtype.h"
 #include "sdk/check/quantize_call.h"
@@ -25,6 +27,8 @@ struct SampleMaker {
 constexpr SampleMaker kMakers[] = {
     {kAffineIntId, &AffineSamples},
     {kCodebookAbsmaxId, &CodebookSamples},
+    {kInt8RowId, &Int8RowSamples},
+    {kFloat8Id, &Float8Samples},
 };
 
 // The defaults, and for each choice of an option `bits` written as a list, the defaults with it.
