@@ -12,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "core/base/status.h"
 #include "core/checkpoint/export_files.h"
+#include "core/formats/activations.h"
 #include "core/formats/reference.h"
 #include "core/io/checkpoint_files.h"
 #include "core/io/safetensors_writer.h"
@@ -249,6 +250,12 @@ class Exporter {
   }
 
   absl::Status WriteDequantized(const LinearSlot& slot, const PackedWeight& weight) {
+    if (ActivationsOf(weight.format_json) != Activations::kFloat) {
+      return absl::FailedPreconditionError(
+          ErrorText(absl::StrCat("cannot write ", slot.name, " as dense"),
+                    "a dense file cannot say that activations are quantized",
+                    "export as compressed-tensors or quantmill"));
+    }
     const std::string name = slot.name + ".weight";
     QM_ASSIGN_OR_RETURN(const DType dtype, OriginalDType(name));
     PackedWeight local = weight;

@@ -7,6 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
+#include "core/formats/activations.h"
 #include "core/formats/reference.h"
 #include "core/io/checkpoint_files.h"
 #include "core/model/dense_source.h"
@@ -206,7 +207,9 @@ class QuantizedSource : public CheckpointSource {
       QM_ASSIGN_OR_RETURN(
           linear.bias, LoadTensor(*checkpoint_, slot.name + ".bias", {slot.out_features}, backend));
     }
-    if (mode_ == PackedMode::kDequantize) {
+    // Dense values say nothing of quantized activations: such a weight stays packed.
+    if (mode_ == PackedMode::kDequantize &&
+        ActivationsOf(weight.format_json) == Activations::kFloat) {
       QM_ASSIGN_OR_RETURN(linear.dense, backend.Allocate(backend.activation_dtype(),
                                                          {slot.out_features, slot.in_features}));
       QM_RETURN_IF_ERROR(kernel->Dequantize(weight, &linear.dense));

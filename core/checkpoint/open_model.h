@@ -14,7 +14,7 @@
 namespace quantmill {
 
 enum class PackedMode {
-  kDequantize,  // packed slots become dense in the backend's activation dtype at load (evaluation)
+  kDequantize,  // packed slots become dense at load, but not where they quantize activations
   kKeepPacked,  // packed slots keep their codes, prepacked for the kernel (generation)
 };
 

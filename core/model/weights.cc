@@ -1,6 +1,8 @@
 #include "core/model/weights.h"
 
+#include "absl/strings/str_cat.h"
 #include "core/base/status.h"
+#include "core/formats/activations.h"
 
 namespace quantmill {
 namespace {
@@ -12,6 +14,13 @@ absl::Status ApplyPacked(Backend& backend, const LinearWeight& weight, const Ten
     return weight.bias.empty() ? absl::OkStatus() : backend.AddBias(weight.bias, out);
   }
   if (!absl::IsUnimplemented(product)) return product;
+  if (ActivationsOf(weight.packed->format_json) != Activations::kFloat) {
+    return absl::FailedPreconditionError(
+        ErrorText(absl::StrCat("products with ", weight.packed->format_id, " ",
+                               weight.packed->format_json, " are not served: ", product.message()),
+                  "they quantize their input, which the product with the dense weight does not",
+                  "install the plugin of that format, or quantize without activations"));
+  }
   QM_ASSIGN_OR_RETURN(Tensor dense,
                       backend.Allocate(backend.activation_dtype(),
                                        {weight.packed->out_features, weight.packed->in_features}));
@@ -40,10 +49,13 @@ LinearWeight* BlockWeights::At(const LinearSlot& slot) {
 
 absl::Status ApplyLinear(Backend& backend, const LinearWeight& weight, const Tensor& x,
                          Tensor* out) {
-  if (!weight.dense.empty()) return backend.Linear(x, weight.dense, weight.bias, out);
-  if (weight.packed != nullptr && weight.kernel != nullptr) {
-    return ApplyPacked(backend, weight, x, out);
+  const bool packed = weight.packed != nullptr && weight.kernel != nullptr;
+  const bool only_packed =
+      packed && ActivationsOf(weight.packed->format_json) != Activations::kFloat;
+  if (!weight.dense.empty() && !only_packed) {
+    return backend.Linear(x, weight.dense, weight.bias, out);
   }
+  if (packed) return ApplyPacked(backend, weight, x, out);
   return absl::FailedPreconditionError(ErrorText(
       "a linear has neither a dense weight nor a packed one with a kernel",
       "its tensors were not loaded", "check that the checkpoint has every tensor of the model"));

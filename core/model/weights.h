@@ -16,7 +16,7 @@
 
 namespace quantmill {
 
-// One linear: dense, or packed with a kernel. `dense` wins when both are there.
+// One linear: dense, or packed with a kernel. `dense` wins, but not over quantized activations.
 struct LinearWeight {
   Tensor dense;  // [out, in], any model float dtype; empty when packed
   std::shared_ptr<const PackedWeight> packed;

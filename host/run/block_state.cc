@@ -57,12 +57,13 @@ absl::Status BlockState::UpdateStatistics(const BlockEdit& applied) {
   return absl::OkStatus();
 }
 
-absl::Status BlockState::Put(const LinearSlot& slot, Tensor dequantized) {
+absl::Status BlockState::Put(const LinearSlot& slot, LinearWeight weight) {
   LinearWeight* target = is_head() ? &head_ : current_.At(slot);
   if (target == nullptr) return absl::InternalError(absl::StrCat("no slot ", slot.name));
   const std::string name = slot.name + ".weight";
-  if (!dequantized.empty()) {
-    target->dense = std::move(dequantized);
+  if (!weight.dense.empty()) {
+    weight.bias = target->bias;
+    *target = std::move(weight);
     packed_.insert(name);
   } else if (!is_head()) {
     *target = *dense_.At(slot);

@@ -50,9 +50,9 @@ class BlockState {
 
   // Applies a transform's edits, which have been checked, to weights and statistics.
   absl::Status Apply(absl::Span<const BlockEdit> edits);
-  // Puts a slot's packed weight, dequantized, into `current`; an empty tensor: the slot is dense
-  // (again).
-  absl::Status Put(const LinearSlot& slot, Tensor dequantized);
+  // Puts a slot's packed weight (PutPacked; its bias is ignored) into `current`; without a dense
+  // tensor: the slot is dense (again).
+  absl::Status Put(const LinearSlot& slot, LinearWeight weight);
   // Rounds what is edited and not packed to the stored dtypes in `current`, which is then what an
   // export holds.
   absl::Status Finish();

@@ -340,12 +340,11 @@ absl::Status Engine::PutIntoBlock(const PreparedStage& stage, const std::vector<
   for (size_t index : slots) {
     const LinearSlot& slot = in_.plan->slots[static_cast<size_t>(stage.stage->slots[index])];
     const auto packed = unit.packed.find(slot.name);
-    Tensor dequantized;  // empty: kept dense, also where an earlier stage had packed it
+    LinearWeight weight;  // empty: kept dense, also where an earlier stage had packed it
     if (packed != unit.packed.end()) {
-      QM_ASSIGN_OR_RETURN(dequantized, DequantizeOn(*in_.backend, *in_.formats, *packed->second,
-                                                    in_.backend->activation_dtype()));
+      QM_RETURN_IF_ERROR(PutPacked(*in_.backend, *in_.formats, *packed->second, &weight));
     }
-    QM_RETURN_IF_ERROR(state->Put(slot, std::move(dequantized)));
+    QM_RETURN_IF_ERROR(state->Put(slot, std::move(weight)));
   }
   return absl::OkStatus();
 }

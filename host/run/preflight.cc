@@ -17,6 +17,7 @@
 #include "absl/strings/str_join.h"
 #include "core/base/status.h"
 #include "core/calib/calibration.h"
+#include "core/formats/activations.h"
 #include "core/formats/affine_int.h"
 #include "core/threads/thread_pool.h"
 #include "host/run/transform_work.h"
@@ -288,6 +289,13 @@ void AddTransform(const PreparedStage& stage, EstimateIndex* index, PlanReport* 
   }
 }
 
+absl::Status CanBeDense(const std::string& format_json) {
+  if (ActivationsOf(format_json) == Activations::kFloat) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      ErrorText("a dense file cannot say that activations are quantized", "",
+                "export as compressed-tensors or quantmill"));
+}
+
 }  // namespace
 
 absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet& stages,
@@ -414,7 +422,7 @@ absl::Status CheckMachine(const PipelinePlan& plan, const PlanReport& report,
 absl::Status CheckCanStore(const PipelinePlan& plan, const StageSet& stages,
                            PluginFormats& formats) {
   const std::string& target = plan.pipeline.export_format;
-  if (target == "quantmill" || target == "dense") return absl::OkStatus();
+  if (target == "quantmill") return absl::OkStatus();
   for (const PreparedStage& stage : stages.stages) {
     if (stage.transforms) continue;
     for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
@@ -423,8 +431,10 @@ absl::Status CheckCanStore(const PipelinePlan& plan, const StageSet& stages,
       const LinearSlot& slot = plan.slots[index];
       const SlotPlan& slot_plan = stage.method.plans[i];
       if (slot_plan.format_json.empty()) continue;
-      const absl::Status status = formats.CanStore(
-          target, slot_plan.format_id, slot_plan.format_json, slot.out_features, slot.in_features);
+      const absl::Status status =
+          target == "dense" ? CanBeDense(slot_plan.format_json)
+                            : formats.CanStore(target, slot_plan.format_id, slot_plan.format_json,
+                                               slot.out_features, slot.in_features);
       if (!status.ok()) {
         return WithContext(
             status, absl::StrCat(stage.stage->location.ToString(), ": stage '", stage.stage->name,

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
+#include "core/formats/activations.h"
 #include "core/formats/distortion.h"
 #include "core/io/files.h"
 #include "core/threads/thread_pool.h"
@@ -121,7 +122,7 @@ std::vector<std::vector<size_t>> SlotWorker::EqualOptions(const GroupWork& work)
 }
 
 absl::StatusOr<double> SlotWorker::OutputError(const GroupWork& work, const SlotTask& task,
-                                               const Tensor& dequantized, int64_t* rows) {
+                                               const LinearWeight& packed, int64_t* rows) {
   StatRequest request;
   request.input_group = task.slot->input_group;
   request.kind = StatKind::kRows;
@@ -133,11 +134,15 @@ absl::StatusOr<double> SlotWorker::OutputError(const GroupWork& work, const Slot
   if (x == nullptr || x->dim(0) == 0) return -1.0;
   const Shape shape({x->dim(0), task.slot->out_features});
   Tensor outputs[2];
-  const Tensor* weights[2] = {&task.weight, &dequantized};
   for (int i = 0; i < 2; ++i) {
     QM_ASSIGN_OR_RETURN(Tensor y, in_.backend->Allocate(DType::kF32, shape));
-    QM_RETURN_IF_ERROR(
-        in_.backend->Gemm(false, true, 1.0, x->View(), weights[i]->View(), 0.0, y.View()));
+    if (i == 1 && packed.kernel != nullptr) {
+      QM_RETURN_IF_ERROR(packed.kernel->MatMul(*packed.packed, *x, &y));
+    } else {
+      const Tensor& weight = i == 0 ? task.weight : packed.dense;
+      QM_RETURN_IF_ERROR(
+          in_.backend->Gemm(false, true, 1.0, x->View(), weight.View(), 0.0, y.View()));
+    }
     QM_ASSIGN_OR_RETURN(outputs[i], HostCopy(y, *in_.backend));
   }
   QM_ASSIGN_OR_RETURN(const Distortion distortion, MeasureDistortion(outputs[0], outputs[1]));
@@ -156,7 +161,12 @@ absl::Status SlotWorker::MeasureErrors(const GroupWork& work, const SlotTask& ta
   }
   record->weight_nmse = distortion.nmse();
   if (work.stats == nullptr || task.plan->stats.empty()) return absl::OkStatus();
-  QM_ASSIGN_OR_RETURN(record->output_nmse, OutputError(work, task, dequantized, &record->rows));
+  LinearWeight weight;
+  if (ActivationsOf(packed.format_json) != Activations::kFloat) {
+    QM_RETURN_IF_ERROR(PutPacked(*in_.backend, *in_.formats, packed, &weight));
+  }
+  weight.dense = dequantized;
+  QM_ASSIGN_OR_RETURN(record->output_nmse, OutputError(work, task, weight, &record->rows));
   return absl::OkStatus();
 }
 

@@ -84,7 +84,7 @@ class SlotWorker {
   absl::Status MeasureErrors(const GroupWork& work, const SlotTask& task,
                              const PackedWeight& packed, SlotRecord* record);
   absl::StatusOr<double> OutputError(const GroupWork& work, const SlotTask& task,
-                                     const Tensor& dequantized, int64_t* rows);
+                                     const LinearWeight& packed, int64_t* rows);
   const LinearSlot& SlotOf(const GroupWork& work, size_t index) const;
   void Warn(const std::string& text) const;
 

@@ -284,7 +284,9 @@ bool StageSet::UsesOriginalStream() const {
 }
 
 DType ScaleDType(std::string_view target, DType model_dtype) {
-  if (target == "gptq" || target == "gptq_v2" || target == "awq") return DType::kF16;
+  if (target == "gptq" || target == "gptq_v2" || target == "awq" || target == "eetq") {
+    return DType::kF16;
+  }
   if (target == "compressed-tensors") return model_dtype;
   return model_dtype == DType::kF32 ? DType::kF32 : DType::kF16;
 }

@@ -4,17 +4,40 @@
 #include <utility>
 
 #include "core/base/status.h"
+#include "core/formats/activations.h"
 #include "core/model/graph.h"
 #include "host/run/block_state.h"
 
 namespace quantmill {
 
-absl::StatusOr<Tensor> DequantizeOn(Backend& backend, FormatRegistry& formats,
-                                    const PackedWeight& packed, DType dtype) {
+namespace {
+
+absl::StatusOr<PackedWeight> OnDevice(Backend& backend, const PackedWeight& packed) {
   PackedWeight on_device = packed;
   for (NamedTensor& named : on_device.tensors) {
     QM_ASSIGN_OR_RETURN(named.tensor, backend.ToDevice(named.tensor));
   }
+  return on_device;
+}
+
+}  // namespace
+
+absl::Status PutPacked(Backend& backend, FormatRegistry& formats, const PackedWeight& packed,
+                       LinearWeight* weight) {
+  QM_ASSIGN_OR_RETURN(weight->dense,
+                      DequantizeOn(backend, formats, packed, backend.activation_dtype()));
+  weight->packed = nullptr;
+  weight->kernel = nullptr;
+  if (ActivationsOf(packed.format_json) == Activations::kFloat) return absl::OkStatus();
+  QM_ASSIGN_OR_RETURN(PackedWeight on_device, OnDevice(backend, packed));
+  QM_ASSIGN_OR_RETURN(weight->kernel, formats.Kernel(on_device, backend));
+  weight->packed = std::make_shared<const PackedWeight>(std::move(on_device));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Tensor> DequantizeOn(Backend& backend, FormatRegistry& formats,
+                                    const PackedWeight& packed, DType dtype) {
+  QM_ASSIGN_OR_RETURN(const PackedWeight on_device, OnDevice(backend, packed));
   QM_ASSIGN_OR_RETURN(const std::shared_ptr<PackedKernel> kernel,
                       formats.Kernel(on_device, backend));
   QM_ASSIGN_OR_RETURN(Tensor out,
@@ -26,9 +49,7 @@ absl::StatusOr<Tensor> DequantizeOn(Backend& backend, FormatRegistry& formats,
 absl::Status UnitSource::Replace(const std::string& slot, Backend& backend, LinearWeight* weight) {
   QM_ASSIGN_OR_RETURN(const std::shared_ptr<const PackedWeight> packed, packed_(slot));
   if (packed == nullptr || weight == nullptr) return absl::OkStatus();
-  QM_ASSIGN_OR_RETURN(weight->dense,
-                      DequantizeOn(backend, formats_, *packed, backend.activation_dtype()));
-  return absl::OkStatus();
+  return PutPacked(backend, formats_, *packed, weight);
 }
 
 absl::StatusOr<BlockWeights> UnitSource::LoadBlock(int64_t block, Backend& backend) {

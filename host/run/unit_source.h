@@ -23,6 +23,11 @@ using PackedLookup =
 absl::StatusOr<Tensor> DequantizeOn(Backend& backend, FormatRegistry& formats,
                                     const PackedWeight& packed, DType dtype);
 
+// Puts a packed weight on the host in a linear's place: its dense values, and where its products
+// quantize their input also the weight itself with a kernel, which is then what is used.
+absl::Status PutPacked(Backend& backend, FormatRegistry& formats, const PackedWeight& packed,
+                       LinearWeight* weight);
+
 // The edits of a decoder layer's dense tensors, in order.
 using EditLookup = std::function<absl::StatusOr<std::vector<BlockEdit>>(int64_t block)>;
 

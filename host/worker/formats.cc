@@ -161,15 +161,18 @@ absl::StatusOr<PackedWeight> PluginFormats::FromCheckpoint(std::string_view targ
       ErrorText(absl::StrCat("no plugin reads the checkpoint format ", std::string(target)),
                 MethodList(), "install the plugin of that format or name it with --plugin"));
   // Several formats may share a target; the first that accepts these tensors is theirs.
+  // UNIMPLEMENTED says that they are another's: a reason to refuse that is more than that is told.
   for (const LoadedMethod& method : methods_) {
     const auto* table = method.Ext<qm_format>(QM_EXT_FORMAT);
     if (!QM_HAS(table, from_checkpoint) || !Lists(*table, target)) continue;
     PluginCall call(host_, FormatCall(method, "from_checkpoint", layer));
     qm_packed packed = {};
-    last = Invoke(call, table->from_checkpoint, std::string(target).c_str(),
-                  std::string(layer).c_str(), views.data(), views.size(),
-                  stored.config_json.c_str(), &packed);
-    if (last.ok()) return call.TakePacked(packed);
+    const absl::Status status = Invoke(call, table->from_checkpoint, std::string(target).c_str(),
+                                       std::string(layer).c_str(), views.data(), views.size(),
+                                       stored.config_json.c_str(), &packed);
+    if (status.ok()) return call.TakePacked(packed);
+    const bool says_little = absl::IsNotFound(last) || absl::IsUnimplemented(last);
+    if (says_little || !absl::IsUnimplemented(status)) last = status;
   }
   return last;
 }

@@ -153,7 +153,9 @@ TEST_P(BlockStateTest, PackedSlotsAreNotRounded) {
   EXPECT_EQ(state_->current().v.dense.dtype(), DType::kF32);
   const LinearSlot v = BlockSlots(source_->config(), 0)[2];
   ASSERT_EQ(v.role, "attn.v");
-  ASSERT_TRUE(state_->Put(v, Filled(stored.v.dense.shape(), 0.1f)).ok());
+  LinearWeight packed;
+  packed.dense = Filled(stored.v.dense.shape(), 0.1f);
+  ASSERT_TRUE(state_->Put(v, packed).ok());
   ASSERT_TRUE(state_->Finish().ok());
   EXPECT_EQ(state_->current().v.dense.as<float>()[0], 0.1f);
   EXPECT_EQ(state_->current().o.dense.dtype(), DType::kBF16);
