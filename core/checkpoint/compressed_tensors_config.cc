@@ -75,18 +75,20 @@ class CompressedTensorsConfig : public QuantizationConfig {
   }
 };
 
-// "group" or "channel"; others hold scales in shapes that no format here has.
-absl::StatusOr<std::string> ReadStrategy(const Json& weights) {
+// "group", "channel", or of floats "channel" or "tensor"; others hold scales in shapes that no
+// format here has.
+absl::StatusOr<std::string> ReadStrategy(const Json& weights, bool is_float) {
   const auto group_size = weights.find("group_size");
   const bool has_size = group_size != weights.end() && group_size->is_number_integer();
   const std::string inferred = !has_size                          ? "tensor"
                                : group_size->get<int64_t>() == -1 ? "channel"
                                                                   : "group";
   QM_ASSIGN_OR_RETURN(const std::string strategy, GetString(weights, "strategy", inferred));
-  if (strategy != "group" && strategy != "channel") {
+  if (strategy != "channel" && strategy != (is_float ? "tensor" : "group")) {
     return absl::UnimplementedError(
         ErrorText(absl::StrCat("compressed-tensors weights with strategy '", strategy, "'"),
-                  "only group and channel are supported"));
+                  is_float ? "of 8-bit floats only tensor and channel are supported"
+                           : "only group and channel are supported"));
   }
   if (strategy == "group" && !has_size) return ConfigError("group_size", "is missing");
   return strategy;
@@ -101,6 +103,25 @@ absl::StatusOr<std::string> ReadActorder(const Json& weights) {
   return ConfigError("actorder", "must be group, weight or null");
 }
 
+// "int8", "fp8", or "" where activations stay as they are.
+absl::StatusOr<std::string> ReadActivations(const Json& group, bool is_float) {
+  const auto found = group.find("input_activations");
+  if (found == group.end() || found->is_null()) return std::string();
+  if (!found->is_object()) return ConfigError("input_activations", "must be an object or null");
+  QM_ASSIGN_OR_RETURN(const std::string type, GetString(*found, "type", "int"));
+  QM_ASSIGN_OR_RETURN(const int64_t bits, GetInt(*found, "num_bits", 8));
+  QM_ASSIGN_OR_RETURN(const bool symmetric, GetBool(*found, "symmetric", true));
+  QM_ASSIGN_OR_RETURN(const std::string strategy, GetString(*found, "strategy", "token"));
+  const auto dynamic = found->find("dynamic");
+  const bool per_token = dynamic != found->end() && *dynamic == true && strategy == "token";
+  if (!per_token || !symmetric || bits != 8 || type != (is_float ? "float" : "int")) {
+    return absl::UnimplementedError(ErrorText(
+        "compressed-tensors input_activations of another kind than is supported",
+        "supported are 8 bits, symmetric, per token, dynamic, of the type of the weights"));
+  }
+  return std::string(is_float ? "fp8" : "int8");
+}
+
 absl::StatusOr<SlotStorage> ReadScheme(const Json& group, const std::string& common_format) {
   const auto found = group.find("weights");
   if (found == group.end() || !found->is_object()) {
@@ -108,23 +129,36 @@ absl::StatusOr<SlotStorage> ReadScheme(const Json& group, const std::string& com
   }
   const Json& weights = *found;
   QM_ASSIGN_OR_RETURN(const std::string type, GetString(weights, "type", "int"));
-  if (type != "int") {
+  if (type != "int" && type != "float") {
     return absl::UnimplementedError(absl::StrCat("compressed-tensors weights of type '", type,
-                                                 "' are not supported; only int is"));
+                                                 "' are not supported; int and float are"));
   }
+  const bool is_float = type == "float";
   QM_ASSIGN_OR_RETURN(const std::string format, GetString(group, "format", common_format));
-  if (format != "pack-quantized" && format != "int-quantized") {
-    return absl::UnimplementedError(
-        ErrorText(absl::StrCat("compressed-tensors format '", format, "'"),
-                  "only pack-quantized and int-quantized are supported"));
+  const bool known = is_float ? format == "float-quantized" || format == "naive-quantized"
+                              : format == "pack-quantized" || format == "int-quantized";
+  if (!known) {
+    return absl::UnimplementedError(ErrorText(
+        absl::StrCat("compressed-tensors format '", format, "' with weights of type ", type),
+        is_float ? "only float-quantized and naive-quantized are supported"
+                 : "only pack-quantized and int-quantized are supported"));
   }
   QM_ASSIGN_OR_RETURN(const int64_t bits, GetInt(weights, "num_bits", 8));
-  QM_ASSIGN_OR_RETURN(const std::string strategy, ReadStrategy(weights));
+  QM_ASSIGN_OR_RETURN(const std::string strategy, ReadStrategy(weights, is_float));
+  QM_ASSIGN_OR_RETURN(const std::string activations, ReadActivations(group, is_float));
   QM_ASSIGN_OR_RETURN(const std::string actorder, ReadActorder(weights));
   QM_ASSIGN_OR_RETURN(const bool symmetric, GetBool(weights, "symmetric", true));
   nlohmann::json json = {{"actorder", nullptr}, {"format", format},     {"group_size", nullptr},
                          {"num_bits", bits},    {"strategy", strategy}, {"symmetric", symmetric}};
   if (!actorder.empty()) json["actorder"] = actorder;
+  if (!activations.empty()) json["activations"] = activations;
+  if (is_float) {
+    json["type"] = type;
+    if (bits != 8 || !symmetric) {
+      return absl::UnimplementedError(
+          "compressed-tensors weights of type float are supported with 8 bits, symmetric");
+    }
+  }
   if (strategy == "group") {
     QM_ASSIGN_OR_RETURN(const int64_t size, GetInt(weights, "group_size", 0));
     if (size < 1) return ConfigError("group_size", "must be positive with strategy group");
@@ -139,8 +173,6 @@ absl::StatusOr<SlotStorage> ReadScheme(const Json& group, const std::string& com
                          : std::vector<std::string>{"weight", "weight_scale"};
   (symmetric ? storage.optional : storage.required).push_back("weight_zero_point");
   (actorder.empty() ? storage.optional : storage.required).push_back("weight_g_idx");
-  // Scales of quantized activations; weights alone are read here.
-  storage.optional.insert(storage.optional.end(), {"input_scale", "input_zero_point"});
   return storage;
 }
 
@@ -150,16 +182,35 @@ nlohmann::json Field(const nlohmann::json& object, const char* key) {
   return found == object.end() ? nlohmann::json() : *found;
 }
 
+// The args of activations that are quantized when they arrive, row by row.
+nlohmann::json InputActivations(const nlohmann::json& slot) {
+  const nlohmann::json activations = Field(slot, "activations");
+  if (activations.is_null()) return nullptr;
+  return {{"actorder", nullptr},
+          {"block_structure", nullptr},
+          {"dynamic", true},
+          {"group_size", nullptr},
+          {"num_bits", 8},
+          {"observer", nullptr},
+          {"observer_kwargs", nlohmann::json::object()},
+          {"strategy", "token"},
+          {"symmetric", true},
+          {"type", activations == "fp8" ? "float" : "int"}};
+}
+
 nlohmann::json Scheme(const nlohmann::json& slot) {
   nlohmann::json weights = {{"block_structure", nullptr},
                             {"dynamic", false},
                             {"observer", "minmax"},
                             {"observer_kwargs", nlohmann::json::object()},
                             {"type", "int"}};
+  if (!Field(slot, "type").is_null()) weights["type"] = Field(slot, "type");
   for (const char* key : {"actorder", "group_size", "num_bits", "strategy", "symmetric"}) {
     weights[key] = Field(slot, key);
   }
-  return {{"input_activations", nullptr}, {"output_activations", nullptr}, {"weights", weights}};
+  return {{"input_activations", InputActivations(slot)},
+          {"output_activations", nullptr},
+          {"weights", weights}};
 }
 
 }  // namespace
@@ -210,6 +261,7 @@ absl::StatusOr<Json> ComposeCompressedTensorsConfig(std::string_view,
   }
   nlohmann::json groups = nlohmann::json::object();
   std::string format;
+  bool mixed = false;
   for (const std::string& setting : settings) {
     const auto slot = nlohmann::json::parse(setting, nullptr, false);
     if (!slot.is_object()) return absl::InternalError("per-layer parameters are not JSON");
@@ -218,13 +270,17 @@ absl::StatusOr<Json> ComposeCompressedTensorsConfig(std::string_view,
       return absl::InternalError("per-layer parameters lack 'format'");
     }
     const std::string slot_format = slot_format_json.get<std::string>();
-    if (!format.empty() && slot_format != format) {
-      return absl::InternalError("compressed-tensors layers of one file differ in format");
-    }
+    mixed = mixed || (!format.empty() && slot_format != format);
     format = slot_format;
     nlohmann::json scheme = Scheme(slot);
+    scheme["format"] = slot_format;
     scheme["targets"] = settings.size() == 1 ? std::vector<std::string>{"Linear"} : names[setting];
     groups[absl::StrCat("group_", groups.size())] = std::move(scheme);
+  }
+  // Only groups that differ name their format: older readers do not know the key there.
+  if (mixed) format = "mixed-precision";
+  for (auto& [name, scheme] : groups.items()) {
+    if (!mixed) scheme.erase("format");
   }
   // The library writes its keys sorted; nlohmann::json sorts.
   const nlohmann::json config = {{"config_groups", groups},

@@ -35,6 +35,7 @@ ConfigPointer ParseGptqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseCompressedTensorsConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseAwqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseHqqConfig(const nlohmann::ordered_json& json);
+ConfigPointer ParseEetqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseNativeConfig(const nlohmann::ordered_json& json);
 
 absl::StatusOr<nlohmann::ordered_json> ComposeBitsAndBytesConfig(
@@ -47,6 +48,8 @@ absl::StatusOr<nlohmann::ordered_json> ComposeAwqConfig(std::string_view target,
                                                         const std::vector<SlotEntry>& slots);
 absl::StatusOr<nlohmann::ordered_json> ComposeHqqConfig(std::string_view target,
                                                         const std::vector<SlotEntry>& slots);
+absl::StatusOr<nlohmann::ordered_json> ComposeEetqConfig(std::string_view target,
+                                                         const std::vector<SlotEntry>& slots);
 absl::StatusOr<nlohmann::ordered_json> ComposeNativeConfig(std::string_view target,
                                                            const std::vector<SlotEntry>& slots);
 

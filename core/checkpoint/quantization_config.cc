@@ -25,6 +25,7 @@ const std::vector<ConfigKind>& Kinds() {
       {"awq", {"awq"}, &ParseAwqConfig, &ComposeAwqConfig},
       {"bitsandbytes", {"bitsandbytes"}, &ParseBitsAndBytesConfig, &ComposeBitsAndBytesConfig},
       {"hqq", {"hqq"}, &ParseHqqConfig, &ComposeHqqConfig},
+      {"eetq", {"eetq"}, &ParseEetqConfig, &ComposeEetqConfig},
       {kNativeTarget, {std::string(kNativeTarget)}, &ParseNativeConfig, &ComposeNativeConfig},
   };
   return *kinds;

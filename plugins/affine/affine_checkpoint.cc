@@ -286,6 +286,11 @@ qm_status ParseCompressedConfig(qm_call* call, const char* json, CompressedParam
     return qm::Fail(call, QM_INVALID_ARGUMENT, "compressed-tensors parameters '", json,
                     "' have a wrong or missing '", key, "'");
   };
+  // 8-bit floats, and weights whose products quantize their input, are other formats' (FORMATS.md).
+  if (JsonValue(json, "type") == "\"float\"" || !JsonValue(json, "activations").empty()) {
+    return qm::Fail(call, QM_UNIMPLEMENTED, "compressed-tensors parameters '", json,
+                    "' are not those of affine-int");
+  }
   if (format != "\"pack-quantized\"" && format != "\"int-quantized\"") return wrong("format");
   out->packed = format == "\"pack-quantized\"";
   if (strategy != "\"group\"" && strategy != "\"channel\"") return wrong("strategy");

@@ -195,6 +195,76 @@ TEST(CompressedTensorsConfig, RefusesWhatItCannotRead) {
                 "config_groups");
 }
 
+// The published preset FP8_DYNAMIC, and W8A8 beside it, each group with its own format.
+constexpr char kActivations[] = R"({"quant_method":"compressed-tensors","format":"mixed-precision",
+    "ignore":["lm_head"],"config_groups":{
+      "group_0":{"targets":["Linear"],"format":"float-quantized",
+        "weights":{"num_bits":8,"type":"float","symmetric":true,"strategy":"channel"},
+        "input_activations":{"num_bits":8,"type":"float","symmetric":true,"strategy":"token",
+                             "dynamic":true}},
+      "group_1":{"targets":["re:.*down_proj"],"format":"int-quantized",
+        "weights":{"num_bits":8,"type":"int","symmetric":true,"strategy":"channel"},
+        "input_activations":{"num_bits":8,"type":"int","symmetric":true,"strategy":"token",
+                             "dynamic":true}},
+      "group_2":{"targets":["re:.*up_proj"],"format":"naive-quantized",
+        "weights":{"num_bits":8,"type":"float","symmetric":true,"strategy":"tensor"},
+        "input_activations":null}}})";
+
+TEST(CompressedTensorsConfig, ReadsFloatsAndQuantizedActivations) {
+  const auto config = Parsed(kActivations);
+  ASSERT_NE(config, nullptr);
+  EXPECT_EQ(Storage(*config, "model.layers.0.self_attn.q_proj"),
+            R"({"activations":"fp8","actorder":null,"format":"float-quantized","group_size":null,)"
+            R"("num_bits":8,"strategy":"channel","symmetric":true,"type":"float"})");
+  EXPECT_EQ(Storage(*config, "model.layers.0.mlp.down_proj"),
+            R"({"activations":"int8","actorder":null,"format":"int-quantized","group_size":null,)"
+            R"("num_bits":8,"strategy":"channel","symmetric":true})");
+  EXPECT_EQ(Storage(*config, "model.layers.0.mlp.up_proj"),
+            R"({"actorder":null,"format":"naive-quantized","group_size":null,"num_bits":8,)"
+            R"("strategy":"tensor","symmetric":true,"type":"float"})");
+}
+
+// Scales fixed beforehand, other strategies and types would be computed otherwise: refused, not
+// left out.
+TEST(CompressedTensorsConfig, RefusesActivationsOfOtherKinds) {
+  for (const auto& [from, to] : {std::pair{R"("dynamic":true)", R"("dynamic":false)"},
+                                 {R"("strategy":"token")", R"("strategy":"tensor")"},
+                                 {R"("num_bits":8,"type":"float","symmetric":true,"strategy":"t)",
+                                  R"("num_bits":8,"type":"int","symmetric":true,"strategy":"t)"}}) {
+    std::string text = kActivations;
+    const size_t at = text.find(from, text.find("input_activations"));
+    ASSERT_NE(at, std::string::npos) << from;
+    text.replace(at, std::string(from).size(), to);
+    ExpectRefused(text, absl::StatusCode::kUnimplemented, "input_activations");
+  }
+}
+
+TEST(EetqConfig, ReadsWhatTransformersAndTheEngineWrite) {
+  const auto config =
+      Parsed(R"({"quant_method":"eetq","weights":"int8","modules_to_not_convert":null})");
+  ASSERT_NE(config, nullptr);
+  EXPECT_EQ(config->target(), "eetq");
+  EXPECT_EQ(Storage(*config, "model.layers.3.mlp.gate_proj"), R"({"weights":"int8"})");
+  EXPECT_EQ(Storage(*config, "lm_head"), "dense");
+  EXPECT_EQ((*config->Find("model.layers.3.mlp.gate_proj"))->marker, "weight_scales");
+  const auto some = Parsed(R"({"quant_method":"eetq","zero_point":false,"bits":8,
+      "modules_to_not_convert":["lm_head","mlp","model.layers.0.self_attn.q_proj"]})");
+  ASSERT_NE(some, nullptr);
+  EXPECT_EQ(Storage(*some, "model.layers.3.mlp.gate_proj"), "dense");
+  EXPECT_EQ(Storage(*some, "model.layers.0.self_attn.q_proj"), "dense");
+  EXPECT_NE(Storage(*some, "model.layers.1.self_attn.q_proj"), "dense");
+}
+
+TEST(EetqConfig, RefusesWhatItCannotRead) {
+  const auto invalid = absl::StatusCode::kInvalidArgument;
+  ExpectRefused(R"({"quant_method":"eetq","weights":"int4"})", invalid, "'weights'");
+  ExpectRefused(R"({"quant_method":"eetq","bits":4})", invalid, "'bits'");
+  ExpectRefused(R"({"quant_method":"eetq","modules_to_not_convert":"lm_head"})", invalid,
+                "modules_to_not_convert");
+  ExpectRefused(R"({"quant_method":"eetq","modules_to_not_convert":[1]})", invalid,
+                "modules_to_not_convert");
+}
+
 TEST(QuantizationConfig, RefusesOtherMethods) {
   ExpectRefused(R"({"quant_method":"other"})", absl::StatusCode::kUnimplemented, "'other'");
   ExpectRefused(R"({})", absl::StatusCode::kInvalidArgument, "quant_method");
@@ -293,6 +363,22 @@ TEST(Compose, ReadsBackAsWhatWasPutIn) {
   ExpectRoundTrip("compressed-tensors", Slots(ct4, ct4, ""));
   const std::string awq4 = R"({"bits":4,"group_size":128,"zero_point":true})";
   ExpectRoundTrip("awq", Slots(awq4, awq4, ""));
+  const std::string w8a8 =
+      R"({"activations":"int8","actorder":null,"format":"int-quantized","group_size":null,)"
+      R"("num_bits":8,"strategy":"channel","symmetric":true})";
+  const std::string fp8 =
+      R"({"activations":"fp8","actorder":null,"format":"float-quantized","group_size":null,)"
+      R"("num_bits":8,"strategy":"channel","symmetric":true,"type":"float"})";
+  const std::string naive =
+      R"({"actorder":null,"format":"naive-quantized","group_size":null,"num_bits":8,)"
+      R"("strategy":"tensor","symmetric":true,"type":"float"})";
+  for (const std::string& one : {ct4, w8a8, fp8, naive}) {
+    for (const std::string& other : {ct4, w8a8, fp8, naive}) {
+      ExpectRoundTrip("compressed-tensors", Slots(one, other, ""));
+    }
+  }
+  const std::string eetq = R"({"weights":"int8"})";
+  ExpectRoundTrip("eetq", Slots(eetq, eetq, ""));
   const std::string hqq4 = R"({"axis":1,"group_size":64,"nbits":4})";
   ExpectRoundTrip("hqq", Slots(hqq4, hqq4, ""));
   std::vector<SlotEntry> by_kind = Slots(hqq4, hqq4, "");
@@ -335,6 +421,41 @@ TEST(Compose, WritesTheKeysReadersInsistOn) {
             R"({"actorder":null,"block_structure":null,"dynamic":false,"group_size":null,)"
             R"("num_bits":4,"observer":"minmax","observer_kwargs":{},"strategy":"channel",)"
             R"("symmetric":true,"type":"int"})");
+}
+
+TEST(Compose, WritesActivationsAndFormatsWhereTheyDiffer) {
+  const std::string fp8 =
+      R"({"activations":"fp8","actorder":null,"format":"float-quantized","group_size":null,)"
+      R"("num_bits":8,"strategy":"channel","symmetric":true,"type":"float"})";
+  const auto alike = ComposeQuantizationConfig("compressed-tensors", Slots(fp8, fp8, ""));
+  ASSERT_TRUE(alike.ok()) << alike.status();
+  EXPECT_EQ((*alike)["format"], "float-quantized");
+  const Json& group = (*alike)["config_groups"]["group_0"];
+  EXPECT_FALSE(group.contains("format"));
+  EXPECT_EQ(group["weights"]["type"], "float");
+  EXPECT_EQ(group["input_activations"].dump(),
+            R"({"actorder":null,"block_structure":null,"dynamic":true,"group_size":null,)"
+            R"("num_bits":8,"observer":null,"observer_kwargs":{},"strategy":"token",)"
+            R"("symmetric":true,"type":"float"})");
+  const std::string four =
+      R"({"actorder":null,"format":"pack-quantized","group_size":null,"num_bits":4,)"
+      R"("strategy":"channel","symmetric":true})";
+  const auto mixed = ComposeQuantizationConfig("compressed-tensors", Slots(fp8, four, ""));
+  ASSERT_TRUE(mixed.ok()) << mixed.status();
+  EXPECT_EQ((*mixed)["format"], "mixed-precision");
+  EXPECT_EQ((*mixed)["config_groups"]["group_1"]["format"], "pack-quantized");
+}
+
+TEST(Compose, WritesTheKeysOfTheEetqReader) {
+  const std::string eetq = R"({"weights":"int8"})";
+  const auto some = ComposeQuantizationConfig("eetq", Slots(eetq, eetq, ""));
+  ASSERT_TRUE(some.ok()) << some.status();
+  EXPECT_EQ(some->dump(),
+            R"({"quant_method":"eetq","weights":"int8","modules_to_not_convert":)"
+            R"(["model.layers.0.mlp.down_proj","model.layers.1.mlp.down_proj","lm_head"]})");
+  const std::vector<SlotEntry> all = {{"model.layers.0.mlp.up_proj", true, eetq, ""},
+                                      {"lm_head", false, "", ""}};
+  EXPECT_EQ((*ComposeQuantizationConfig("eetq", all))["modules_to_not_convert"], nullptr);
 }
 
 TEST(Compose, WritesTheKeysOfTheHqqReader) {
