@@ -1,14 +1,13 @@
 #include "host/cli/inspect_checkpoint.h"
 
 #include <algorithm>
-#include <map>
 #include <set>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/types/span.h"
 #include "core/base/status.h"
 #include "core/io/checkpoint_files.h"
 #include "core/model/graph.h"
@@ -51,24 +50,20 @@ void CountLinears(const ModelConfig& config, const Checkpoint& checkpoint,
                   CheckpointSummary* summary) {
   std::vector<LinearSlot> slots = AllSlots(config);
   slots.push_back(HeadSlot(config));
-  std::map<std::string, int64_t> bytes;  // of a linear's tensors, without its bias
-  for (const CheckpointTensor& tensor : checkpoint.tensors()) {
-    const std::string& name = tensor.entry->name;
-    const size_t dot = name.rfind('.');
-    if (dot == std::string::npos || absl::EndsWith(name, ".bias")) continue;
-    bytes[name.substr(0, dot)] += static_cast<int64_t>(tensor.entry->bytes());
-  }
   double bits = 0, weights = 0;
   for (const LinearSlot& slot : slots) {
     const CheckpointTensor* weight = checkpoint.Find(slot.name + ".weight");
-    const auto found = bytes.find(slot.name);
-    if (found == bytes.end()) continue;  // a tied head
+    const absl::Span<const CheckpointTensor> tensors = checkpoint.TensorsUnder(slot.name + ".");
+    if (tensors.empty()) continue;  // a tied head
     if (weight != nullptr && IsDense(*weight->entry)) {
       ++summary->dense_linears;
       continue;
     }
     ++summary->packed_linears;
-    bits += 8.0 * static_cast<double>(found->second);
+    for (const CheckpointTensor& tensor : tensors) {
+      if (tensor.entry->name == slot.name + ".bias") continue;
+      bits += 8.0 * static_cast<double>(tensor.entry->bytes());
+    }
     weights += static_cast<double>(slot.out_features) * static_cast<double>(slot.in_features);
   }
   if (weights > 0) summary->bits_per_weight = bits / weights;
