@@ -326,7 +326,7 @@ TEST_F(BenchTest, TheQuickstartsBenchHasEveryMethod) {
     for (const Json& method : plugin["methods"]) {
       const std::string text = method;
       const std::string name = text.substr(0, text.find('.'));  // parts go with the whole
-      EXPECT_THAT(methods, HasSubstr("use: " + name)) << "a method without a row";
+      EXPECT_THAT(methods, HasSubstr("use: " + name)) << "add a row for it";
     }
   }
   EXPECT_EQ(Row("original")["kl_mean"], 0.0);
