@@ -7,6 +7,8 @@
 
 #include "core/base/status.h"
 #include "core/io/files.h"
+#include "core/io/gguf_file.h"
+#include "core/io/gguf_tensors.h"
 #include "core/io/json.h"
 
 namespace quantmill {
@@ -72,9 +74,16 @@ absl::StatusOr<ShardMap> ReadIndex(const std::string& path) {
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<const Checkpoint>> Checkpoint::Open(const std::string& directory) {
+absl::StatusOr<std::shared_ptr<const Checkpoint>> Checkpoint::Open(const std::string& directory,
+                                                                   GgufView view) {
   auto checkpoint = std::make_shared<Checkpoint>();
   checkpoint->directory_ = directory;
+  QM_ASSIGN_OR_RETURN(const std::string gguf, FindGguf(directory));
+  if (!gguf.empty()) {
+    QM_RETURN_IF_ERROR(checkpoint->OpenGguf(gguf, view));
+    QM_RETURN_IF_ERROR(checkpoint->IndexByName());
+    return checkpoint;
+  }
   const std::string index_path = Join(directory, kIndexName);
   if (FileExists(index_path)) {
     QM_RETURN_IF_ERROR(checkpoint->OpenSharded(index_path));
@@ -85,6 +94,13 @@ absl::StatusOr<std::shared_ptr<const Checkpoint>> Checkpoint::Open(const std::st
   }
   QM_RETURN_IF_ERROR(checkpoint->IndexByName());
   return checkpoint;
+}
+
+absl::Status Checkpoint::OpenGguf(const std::string& path, GgufView view) {
+  QM_ASSIGN_OR_RETURN(auto file, OpenGgufTensors(path, view == GgufView::kBlocks));
+  for (const SafetensorsEntry& entry : file->entries()) tensors_.push_back({&entry, file.get()});
+  files_.push_back(std::move(file));
+  return absl::OkStatus();
 }
 
 absl::Status Checkpoint::OpenSingle() {

@@ -1,4 +1,4 @@
-// The safetensors files of a model directory as one set of named tensors.
+// The weight files of a model, safetensors or GGUF, as one set of named tensors.
 #ifndef QUANTMILL_CORE_IO_CHECKPOINT_FILES_H_
 #define QUANTMILL_CORE_IO_CHECKPOINT_FILES_H_
 
@@ -16,7 +16,13 @@ namespace quantmill {
 
 struct CheckpointTensor {
   const SafetensorsEntry* entry = nullptr;  // name, dtype, shape
-  const SafetensorsFile* file = nullptr;
+  const TensorFile* file = nullptr;
+};
+
+// Quantized linears of a GGUF file (the others are stored in one way only).
+enum class GgufView {
+  kDense,   // dequantized, F32, as everything else of the file is
+  kBlocks,  // those in Q8_0, Q4_0 and Q4_1 as they are stored, U8 [out, bytes of a row]
 };
 
 class Checkpoint {
@@ -25,7 +31,10 @@ class Checkpoint {
   // lists. Every file's header is checked. Errors name the file, the tensor and the reason: a
   // missing or truncated shard, a tensor that the index places in a shard without it, an index
   // beside a single file it does not mention, no tensors at all.
-  static absl::StatusOr<std::shared_ptr<const Checkpoint>> Open(const std::string& directory);
+  // A GGUF file, or a directory with one, is opened too; its tensors have the names they have in a
+  // Hugging Face checkpoint, and their rows the order.
+  static absl::StatusOr<std::shared_ptr<const Checkpoint>> Open(const std::string& directory,
+                                                                GgufView view = GgufView::kDense);
 
   const std::string& directory() const { return directory_; }
   // Sorted by name.
@@ -33,25 +42,26 @@ class Checkpoint {
   // Those whose names start with `prefix`.
   absl::Span<const CheckpointTensor> TensorsUnder(std::string_view prefix) const;
   // The files, in the order of their names.
-  const std::vector<std::shared_ptr<const SafetensorsFile>>& files() const { return files_; }
+  const std::vector<std::shared_ptr<const TensorFile>>& files() const { return files_; }
   // Null if there is no such tensor.
   const CheckpointTensor* Find(std::string_view name) const;
   bool Has(std::string_view name) const { return Find(name) != nullptr; }
 
-  // As SafetensorsFile::Get; NOT_FOUND names the directory.
+  // As TensorFile::Get; NOT_FOUND names the directory.
   absl::StatusOr<Tensor> Get(std::string_view name) const;
-  // As SafetensorsFile::Release; ignores unknown names.
+  // As TensorFile::Release; ignores unknown names.
   void Release(std::string_view name) const;
   // Release() of TensorsUnder(prefix).
   void ReleasePrefix(std::string_view prefix) const;
 
  private:
+  absl::Status OpenGguf(const std::string& path, GgufView view);
   absl::Status OpenSingle();
   absl::Status OpenSharded(const std::string& index_path);
   absl::Status IndexByName();
 
   std::string directory_;
-  std::vector<std::shared_ptr<const SafetensorsFile>> files_;
+  std::vector<std::shared_ptr<const TensorFile>> files_;
   std::vector<CheckpointTensor> tensors_;
   absl::flat_hash_map<std::string_view, size_t> by_name_;
 };

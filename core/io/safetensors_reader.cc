@@ -1,13 +1,7 @@
 #include "core/io/safetensors_reader.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cstring>
 #include <tuple>
 #include <utility>
@@ -16,6 +10,7 @@
 #include "core/base/status.h"
 #include "core/io/files.h"
 #include "core/io/json.h"
+#include "core/io/mapped_file.h"
 
 namespace quantmill {
 namespace {
@@ -198,54 +193,11 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view prefix
   return header;
 }
 
-// Owns the mapped pages.
-class SafetensorsFile::Mapping {
- public:
-  static absl::StatusOr<std::shared_ptr<Mapping>> Map(const std::string& path) {
-    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (file < 0) return SystemError("read", path, errno);
-    struct stat info = {};
-    int error = ::fstat(file, &info) != 0 ? errno : 0;
-    if (error == 0 && S_ISDIR(info.st_mode)) error = EISDIR;
-    void* base = nullptr;
-    const size_t size = static_cast<size_t>(info.st_size);
-    if (error == 0 && size > 0) {
-      base = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, file, 0);
-      if (base == MAP_FAILED) error = errno;
-    }
-    ::close(file);
-    if (error != 0) return SystemError("read", path, error);
-    return std::make_shared<Mapping>(static_cast<char*>(base), size);
-  }
-
-  Mapping(char* base, size_t size) : base_(base), size_(size) {}
-  ~Mapping() {
-    if (base_ != nullptr) ::munmap(base_, size_);
-  }
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-
-  std::string_view bytes() const { return {base_, size_}; }
-  char* at(uint64_t offset) const { return base_ + offset; }
-
-  void Drop(uint64_t begin, uint64_t end) const {
-    // Outwards to whole pages: a neighbour's page is merely read again.
-    const uint64_t page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-    begin -= begin % page;
-    end = std::min<uint64_t>(size_, (end + page - 1) / page * page);
-    if (begin < end) ::madvise(base_ + begin, end - begin, MADV_DONTNEED);
-  }
-
- private:
-  char* base_;
-  size_t size_;
-};
-
 absl::StatusOr<std::shared_ptr<const SafetensorsFile>> SafetensorsFile::Open(
     const std::string& path) {
   auto file = std::make_shared<SafetensorsFile>();
   file->path_ = path;
-  QM_ASSIGN_OR_RETURN(file->mapping_, Mapping::Map(path));
+  QM_ASSIGN_OR_RETURN(file->mapping_, MappedFile::Open(path));
   const std::string_view bytes = file->mapping_->bytes();
   QM_ASSIGN_OR_RETURN(file->header_, ParseSafetensorsHeader(bytes, bytes.size(), path));
   file->by_name_.reserve(file->header_.entries.size());

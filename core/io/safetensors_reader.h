@@ -18,6 +18,8 @@
 
 namespace quantmill {
 
+class MappedFile;
+
 // One entry of the header.
 struct SafetensorsEntry {
   std::string name;
@@ -44,31 +46,40 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view prefix
                                                          uint64_t file_size,
                                                          absl::string_view source);
 
+// A file of named tensors.
+class TensorFile {
+ public:
+  virtual ~TensorFile() = default;
+  virtual const std::string& path() const = 0;
+  virtual const std::vector<SafetensorsEntry>& entries() const = 0;
+  // Host memory. NOT_FOUND for an unknown name; UNIMPLEMENTED for a dtype or rank that Tensor
+  // cannot hold.
+  virtual absl::StatusOr<Tensor> Get(std::string_view name) const = 0;
+  // Tells the kernel that the pages under the tensor are not needed now; they are read again from
+  // the file when touched.
+  virtual void Release(std::string_view name) const = 0;
+};
+
 // A mapped file. Tensors are read-only views that keep the mapping alive after this object is gone.
-class SafetensorsFile {
+class SafetensorsFile : public TensorFile {
  public:
   // NOT_FOUND, or INVALID_ARGUMENT / DATA_LOSS with the reason the file is refused.
   static absl::StatusOr<std::shared_ptr<const SafetensorsFile>> Open(const std::string& path);
 
-  const std::string& path() const { return path_; }
-  const std::vector<SafetensorsEntry>& entries() const { return header_.entries; }
+  const std::string& path() const override { return path_; }
+  const std::vector<SafetensorsEntry>& entries() const override { return header_.entries; }
   const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
   // Null if there is no such tensor.
   const SafetensorsEntry* Find(std::string_view name) const;
 
-  // NOT_FOUND for an unknown name; UNIMPLEMENTED for a dtype or rank that Tensor cannot hold. Zero
-  // copy, except for data that the file does not align to its element size.
-  absl::StatusOr<Tensor> Get(std::string_view name) const;
-  // Tells the kernel that the pages under the tensor are not needed now; they are read again from
-  // the file when touched.
-  void Release(std::string_view name) const;
+  // Zero copy, except for data that the file does not align to its element size.
+  absl::StatusOr<Tensor> Get(std::string_view name) const override;
+  void Release(std::string_view name) const override;
 
  private:
-  class Mapping;
-
   std::string path_;
   SafetensorsHeader header_;
-  std::shared_ptr<Mapping> mapping_;
+  std::shared_ptr<MappedFile> mapping_;
   absl::flat_hash_map<std::string_view, const SafetensorsEntry*> by_name_;
 };
 
