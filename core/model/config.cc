@@ -10,7 +10,9 @@
 
 #include "absl/strings/match.h"
 #include "core/base/status.h"
+#include "core/io/gguf_file.h"
 #include "core/io/json.h"
+#include "core/model/gguf_config.h"
 
 namespace quantmill {
 namespace {
@@ -425,6 +427,15 @@ void ReadExperts(Fields& fields, ModelConfig* config) {
   }
 }
 
+absl::StatusOr<ModelConfig> ReadGgufConfig(const std::string& path) {
+  QM_ASSIGN_OR_RETURN(const auto file, GgufFile::Open(path));
+  const absl::StatusOr<Json> json = ConfigFromGguf(*file);
+  if (!json.ok()) return WithContext(json.status(), absl::StrCat("cannot open model ", path));
+  absl::StatusOr<ModelConfig> config = ParseModelConfig(*json);
+  if (!config.ok()) return WithContext(config.status(), absl::StrCat("cannot open model ", path));
+  return config;
+}
+
 }  // namespace
 
 absl::StatusOr<ModelConfig> ParseModelConfig(const nlohmann::ordered_json& json) {
@@ -454,6 +465,8 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const nlohmann::ordered_json& json)
 }
 
 absl::StatusOr<ModelConfig> ReadModelConfig(const std::string& directory) {
+  QM_ASSIGN_OR_RETURN(const std::string gguf, FindGguf(directory));
+  if (!gguf.empty()) return ReadGgufConfig(gguf);
   const std::string path = (std::filesystem::path(directory) / "config.json").string();
   QM_ASSIGN_OR_RETURN(const Json json, ReadOrderedJson(path));
   absl::StatusOr<ModelConfig> config = ParseModelConfig(json);

@@ -61,7 +61,7 @@ struct ModelConfig {
 // Parses a config.json document. Names the key that is missing or wrong, and for an unknown
 // model_type lists the supported ones.
 absl::StatusOr<ModelConfig> ParseModelConfig(const nlohmann::ordered_json& json);
-// Reads and parses DIRECTORY/config.json.
+// Reads and parses DIRECTORY/config.json; of a GGUF file, or a directory with one, the metadata.
 absl::StatusOr<ModelConfig> ReadModelConfig(const std::string& directory);
 
 }  // namespace quantmill

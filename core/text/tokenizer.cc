@@ -6,7 +6,9 @@
 
 #include "core/base/status.h"
 #include "core/io/files.h"
+#include "core/io/gguf_file.h"
 #include "core/io/json.h"
+#include "core/text/gguf_tokenizer.h"
 #include "core/text/unicode.h"
 
 namespace quantmill {
@@ -27,6 +29,8 @@ Tokenizer::Tokenizer(std::vector<AddedToken> raw, std::vector<AddedToken> normal
     : raw_finder_(std::move(raw)), normalized_finder_(std::move(normalized)) {}
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromDirectory(const std::string& directory) {
+  QM_ASSIGN_OR_RETURN(const std::string gguf, FindGguf(directory));
+  if (!gguf.empty()) return FromGguf(gguf);
   const std::filesystem::path base(directory);
   const std::string path = (base / "tokenizer.json").string();
   if (!FileExists(path) && FileExists((base / "tokenizer.model").string())) {
@@ -36,6 +40,17 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromDirectory(const std::s
   }
   QM_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
   return FromJson(text, path);
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromGguf(const std::string& path) {
+  QM_ASSIGN_OR_RETURN(const auto file, GgufFile::Open(path));
+  const absl::StatusOr<Json> json = TokenizerFromGguf(file->header());
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer =
+      json.ok() ? FromParsed(*json) : json.status();
+  if (!tokenizer.ok()) {
+    return WithContext(tokenizer.status(), absl::StrCat("cannot use the tokenizer of ", path));
+  }
+  return tokenizer;
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(std::string_view text,

@@ -27,7 +27,7 @@ namespace quantmill {
 // Immutable; used from any thread.
 class Tokenizer {
  public:
-  // Reads DIRECTORY/tokenizer.json.
+  // Reads DIRECTORY/tokenizer.json; of a GGUF file, or a directory with one, the metadata.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromDirectory(const std::string& directory);
   // `source` names the text in errors. UNIMPLEMENTED names a component that is not supported.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromJson(std::string_view text,
@@ -49,6 +49,7 @@ class Tokenizer {
  private:
   Tokenizer(std::vector<AddedToken> raw, std::vector<AddedToken> normalized);
 
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> FromGguf(const std::string& path);
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromParsed(const nlohmann::json& json);
   void IndexTokens(const std::vector<AddedToken>& added);
   absl::Status EncodeStretch(std::string_view text, bool at_start, BpeCache* cache,
