@@ -37,6 +37,8 @@ ConfigPointer ParseAwqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseHqqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseEetqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseNativeConfig(const nlohmann::ordered_json& json);
+// From the types of a GGUF file's tensors; null if none of its linears is kept as blocks.
+ConfigPointer ReadGgufQuantization(const std::string& path);
 
 absl::StatusOr<nlohmann::ordered_json> ComposeBitsAndBytesConfig(
     std::string_view target, const std::vector<SlotEntry>& slots);

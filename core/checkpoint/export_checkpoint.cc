@@ -12,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "core/base/status.h"
 #include "core/checkpoint/export_files.h"
+#include "core/checkpoint/gguf_export.h"
 #include "core/formats/activations.h"
 #include "core/formats/reference.h"
 #include "core/io/checkpoint_files.h"
@@ -28,6 +29,18 @@ struct SlotPlan {
   LinearSlot slot;
   bool packed = false;
   SlotEntry entry;
+};
+
+class SafetensorsSink : public WeightSink {
+ public:
+  explicit SafetensorsSink(std::unique_ptr<CheckpointWriter> writer) : writer_(std::move(writer)) {}
+  absl::Status Write(std::string_view name, const Tensor& tensor) override {
+    return writer_->Write(name, tensor);
+  }
+  absl::Status Finish() override { return writer_->Finish(); }
+
+ private:
+  std::unique_ptr<CheckpointWriter> writer_;
 };
 
 class Exporter {
@@ -193,9 +206,7 @@ class Exporter {
   // ---- write ----
 
   absl::Status WriteWeights(const std::string& directory) {
-    QM_ASSIGN_OR_RETURN(
-        writer_,
-        CheckpointWriter::Create(directory, order_, static_cast<uint64_t>(options_.shard_bytes)));
+    QM_RETURN_IF_ERROR(OpenWriter(directory));
     for (int64_t block = 0; block < config_.layers; ++block) {
       QM_RETURN_IF_ERROR(WriteTensors(blocks_[block]));
       const double done = static_cast<double>(block + 1) / static_cast<double>(config_.layers + 1);
@@ -206,6 +217,23 @@ class Exporter {
     QM_RETURN_IF_ERROR(WriteTensors(outside_));
     QM_RETURN_IF_ERROR(writer_->Finish());
     writer_.reset();
+    return absl::OkStatus();
+  }
+
+  absl::Status OpenWriter(const std::string& directory) {
+    if (options_.target != kGgufTarget) {
+      QM_ASSIGN_OR_RETURN(
+          auto writer,
+          CheckpointWriter::Create(directory, order_, static_cast<uint64_t>(options_.shard_bytes)));
+      writer_ = std::make_unique<SafetensorsSink>(std::move(writer));
+      return absl::OkStatus();
+    }
+    std::map<std::string, std::string> packed;
+    for (const SlotPlan& plan : plans_) {
+      if (plan.packed) packed[plan.slot.name + ".weight"] = plan.entry.config_json;
+    }
+    QM_ASSIGN_OR_RETURN(writer_,
+                        CreateGgufSink(directory, options_.original, config_, order_, packed));
     return absl::OkStatus();
   }
 
@@ -295,6 +323,15 @@ class Exporter {
   }
 
   absl::Status WriteOtherFiles(const std::string& directory) {
+    // A GGUF file holds configuration and tokenizer.
+    if (options_.target != kGgufTarget) QM_RETURN_IF_ERROR(WriteModelFiles(directory));
+    if (options_.provenance.is_null()) return absl::OkStatus();
+    nlohmann::ordered_json provenance = options_.provenance;
+    QM_ASSIGN_OR_RETURN(provenance["files"], FileDigests(directory));
+    return WriteJsonFile(directory + "/quantmill_provenance.json", provenance);
+  }
+
+  absl::Status WriteModelFiles(const std::string& directory) {
     nlohmann::ordered_json config = config_.json;
     config.erase("quantization_config");
     if (options_.target != kDenseTarget && result_.packed_slots > 0) {
@@ -306,11 +343,7 @@ class Exporter {
       }
     }
     QM_RETURN_IF_ERROR(WriteJsonFile(directory + "/config.json", config));
-    QM_RETURN_IF_ERROR(CopyModelFiles(options_.original, directory));
-    if (options_.provenance.is_null()) return absl::OkStatus();
-    nlohmann::ordered_json provenance = options_.provenance;
-    QM_ASSIGN_OR_RETURN(provenance["files"], FileDigests(directory));
-    return WriteJsonFile(directory + "/quantmill_provenance.json", provenance);
+    return CopyModelFiles(options_.original, directory);
   }
 
   // Slots, and routers: readers take those for linears too.
@@ -357,7 +390,7 @@ class Exporter {
   std::vector<std::vector<std::string>> blocks_;                        // original tensor names
   std::vector<std::string> outside_;
   std::vector<TensorDeclaration> order_;
-  std::unique_ptr<CheckpointWriter> writer_;
+  std::unique_ptr<WeightSink> writer_;
   ExportResult result_;
   double bits_ = 0, weights_ = 0;
 };

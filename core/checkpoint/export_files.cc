@@ -7,7 +7,10 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/io/files.h"
+#include "core/io/gguf_file.h"
+#include "core/io/json.h"
 #include "core/io/sha256.h"
+#include "core/text/gguf_tokenizer.h"
 
 namespace quantmill {
 namespace {
@@ -64,7 +67,41 @@ absl::Status TemporaryDirectory::Publish(const std::string& final_path) {
   return SyncDirectory(Parent(final_path));
 }
 
+absl::StatusOr<TokenizerFiles> ReadTokenizerFiles(const std::string& model) {
+  TokenizerFiles files;
+  QM_ASSIGN_OR_RETURN(const std::string gguf, FindGguf(model));
+  if (!gguf.empty()) {
+    QM_ASSIGN_OR_RETURN(const auto file, GgufFile::Open(gguf));
+    absl::StatusOr<nlohmann::json> tokenizer = TokenizerFromGguf(file->header());
+    if (!tokenizer.ok() && file->header().Find("tokenizer.ggml.tokens") == nullptr) return files;
+    QM_RETURN_IF_ERROR(tokenizer.status());
+    files.tokenizer = *std::move(tokenizer);
+    files.config = TokenizerConfigFromGguf(file->header());
+    return files;
+  }
+  const std::string tokenizer = model + "/tokenizer.json",
+                    config = model + "/tokenizer_config.json";
+  const std::string chat = model + "/chat_template.jinja";
+  if (FileExists(tokenizer)) {
+    QM_ASSIGN_OR_RETURN(files.tokenizer, ReadJson(tokenizer));
+  }
+  if (FileExists(config)) {
+    QM_ASSIGN_OR_RETURN(files.config, ReadOrderedJson(config));
+  }
+  if (FileExists(chat) && (files.config.is_null() || files.config.is_object())) {
+    QM_ASSIGN_OR_RETURN(files.config["chat_template"], ReadFile(chat));
+  }
+  return files;
+}
+
 absl::Status CopyModelFiles(const std::string& from, const std::string& to) {
+  QM_ASSIGN_OR_RETURN(const std::string gguf, FindGguf(from));
+  if (!gguf.empty()) {
+    QM_ASSIGN_OR_RETURN(const TokenizerFiles files, ReadTokenizerFiles(from));
+    if (files.tokenizer.is_null()) return absl::OkStatus();
+    QM_RETURN_IF_ERROR(WriteJsonFile(to + "/tokenizer.json", files.tokenizer));
+    return WriteJsonFile(to + "/tokenizer_config.json", files.config);
+  }
   for (const char* name : kCopied) {
     const std::string source = absl::StrCat(from, "/", name);
     if (!FileExists(source)) continue;

@@ -32,7 +32,15 @@ class TemporaryDirectory {
   std::string path_;
 };
 
-// Copies tokenizer, generation and chat template files, those that are there, byte for byte.
+// Tokenizer of a model: of a directory the files, of a GGUF file what they would hold.
+struct TokenizerFiles {
+  nlohmann::json tokenizer;       // null if there is none
+  nlohmann::ordered_json config;  // tokenizer_config.json with the chat template; may be null
+};
+absl::StatusOr<TokenizerFiles> ReadTokenizerFiles(const std::string& model);
+
+// Copies tokenizer, generation and chat template files, those that are there, byte for byte. `from`
+// may be a GGUF file; then the tokenizer's are written.
 absl::Status CopyModelFiles(const std::string& from, const std::string& to);
 // Indented by two, with a newline at the end, as the readers' own writers do.
 absl::Status WriteJsonFile(const std::string& path, const nlohmann::ordered_json& json);

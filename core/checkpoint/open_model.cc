@@ -10,6 +10,7 @@
 #include "core/formats/activations.h"
 #include "core/formats/reference.h"
 #include "core/io/checkpoint_files.h"
+#include "core/io/gguf_file.h"
 #include "core/model/dense_source.h"
 
 namespace quantmill {
@@ -48,10 +49,12 @@ class OriginalSource : public CheckpointSource {
 class QuantizedSource : public CheckpointSource {
  public:
   QuantizedSource(ModelConfig config, std::shared_ptr<const Checkpoint> checkpoint,
+                  std::shared_ptr<const Checkpoint> dequantized,
                   std::shared_ptr<const QuantizationConfig> quantization, FormatRegistry* registry,
                   PackedMode mode)
       : config_(std::move(config)),
         checkpoint_(std::move(checkpoint)),
+        dequantized_(std::move(dequantized)),
         quantization_(std::move(quantization)),
         registry_(registry),
         mode_(mode) {}
@@ -90,7 +93,10 @@ class QuantizedSource : public CheckpointSource {
     if (packed_.contains(head.name)) return LoadLinear(head, backend);
     return LoadDenseHead(config_, *checkpoint_, backend);
   }
-  void ReleaseBlock(int64_t block) override { checkpoint_->ReleasePrefix(BlockName(block) + "."); }
+  void ReleaseBlock(int64_t block) override {
+    checkpoint_->ReleasePrefix(BlockName(block) + ".");
+    if (dequantized_ != nullptr) dequantized_->ReleasePrefix(BlockName(block) + ".");
+  }
 
   absl::StatusOr<PackedWeight> LoadPacked(std::string_view slot) override {
     const std::string name(slot);
@@ -197,6 +203,9 @@ class QuantizedSource : public CheckpointSource {
 
   absl::StatusOr<LinearWeight> LoadLinear(const LinearSlot& slot, Backend& backend) {
     if (!packed_.contains(slot.name)) return LoadDenseLinear(*checkpoint_, slot, backend);
+    if (dequantized_ != nullptr && mode_ == PackedMode::kDequantize) {
+      return LoadDenseLinear(*dequantized_, slot, backend);
+    }
     QM_ASSIGN_OR_RETURN(PackedWeight weight, LoadPacked(slot.name));
     for (NamedTensor& named : weight.tensors) {
       QM_ASSIGN_OR_RETURN(named.tensor, backend.ToDevice(named.tensor));
@@ -225,6 +234,8 @@ class QuantizedSource : public CheckpointSource {
 
   const ModelConfig config_;
   const std::shared_ptr<const Checkpoint> checkpoint_;
+  // Of a GGUF file: the same tensors with the values its own rules give; else null.
+  const std::shared_ptr<const Checkpoint> dequantized_;
   const std::shared_ptr<const QuantizationConfig> quantization_;
   FormatRegistry* const registry_;
   const PackedMode mode_;
@@ -234,12 +245,14 @@ class QuantizedSource : public CheckpointSource {
 }  // namespace
 
 absl::Status CheckModelDirectory(const std::string& directory) {
-  constexpr char kRemedy[] = "give the directory of a Hugging Face checkpoint";
+  constexpr char kRemedy[] = "give the directory of a Hugging Face checkpoint, or a GGUF file";
   const std::string what = absl::StrCat("cannot open model ", directory);
   std::error_code error;
   if (!std::filesystem::exists(directory, error)) {
     return absl::NotFoundError(ErrorText(what, "there is no such directory", kRemedy));
   }
+  QM_ASSIGN_OR_RETURN(const std::string gguf, FindGguf(directory));
+  if (!gguf.empty()) return absl::OkStatus();
   if (!std::filesystem::is_directory(directory, error)) {
     return absl::InvalidArgumentError(ErrorText(what, "it is not a directory", kRemedy));
   }
@@ -253,15 +266,21 @@ absl::StatusOr<std::unique_ptr<CheckpointSource>> OpenModel(const std::string& d
                                                             FormatRegistry* registry,
                                                             PackedMode mode) {
   QM_RETURN_IF_ERROR(CheckModelDirectory(directory));
+  QM_ASSIGN_OR_RETURN(const std::string gguf, FindGguf(directory));
   QM_ASSIGN_OR_RETURN(auto quantization, ReadQuantizationConfig(directory));
-  if (quantization == nullptr) {
+  if (quantization == nullptr || (!gguf.empty() && registry == nullptr)) {
     QM_ASSIGN_OR_RETURN(auto dense, DenseSource::Open(directory));
     return std::unique_ptr<CheckpointSource>(std::make_unique<OriginalSource>(std::move(dense)));
   }
   QM_ASSIGN_OR_RETURN(ModelConfig config, ReadModelConfig(directory));
-  QM_ASSIGN_OR_RETURN(auto checkpoint, Checkpoint::Open(directory));
+  QM_ASSIGN_OR_RETURN(auto checkpoint, Checkpoint::Open(directory, GgufView::kBlocks));
+  std::shared_ptr<const Checkpoint> dequantized;
+  if (!gguf.empty()) {
+    QM_ASSIGN_OR_RETURN(dequantized, Checkpoint::Open(directory));
+  }
   auto source = std::make_unique<QuantizedSource>(std::move(config), std::move(checkpoint),
-                                                  std::move(quantization), registry, mode);
+                                                  std::move(dequantized), std::move(quantization),
+                                                  registry, mode);
   QM_RETURN_IF_ERROR(source->Index());
   return std::unique_ptr<CheckpointSource>(std::move(source));
 }

@@ -1,4 +1,4 @@
-// Opens a checkpoint directory, original or quantized, as the weights of a decoder.
+// Opens a checkpoint directory, original or quantized, or a GGUF file as the weights of a decoder.
 #ifndef QUANTMILL_CORE_CHECKPOINT_OPEN_MODEL_H_
 #define QUANTMILL_CORE_CHECKPOINT_OPEN_MODEL_H_
 
@@ -27,7 +27,8 @@ class CheckpointSource : public WeightSource {
   virtual absl::StatusOr<PackedWeight> LoadPacked(std::string_view slot) = 0;
 };
 
-// NOT_FOUND or INVALID_ARGUMENT if `directory` is none, or holds no config.json.
+// NOT_FOUND or INVALID_ARGUMENT if `directory` is none, or holds no config.json, and is no GGUF
+// file either.
 absl::Status CheckModelDirectory(const std::string& directory);
 
 // `registry` may be null: then only original checkpoints and the native format with affine-int

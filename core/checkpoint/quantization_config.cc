@@ -5,7 +5,9 @@
 #include "absl/strings/str_join.h"
 #include "core/base/status.h"
 #include "core/checkpoint/config_kinds.h"
+#include "core/checkpoint/gguf_export.h"
 #include "core/io/files.h"
+#include "core/io/gguf_file.h"
 #include "core/io/json.h"
 #include "re2/re2.h"
 
@@ -39,6 +41,7 @@ const std::vector<std::string>& CheckpointTargets() {
     for (const ConfigKind& kind : Kinds()) {
       all->insert(all->end(), kind.targets.begin(), kind.targets.end());
     }
+    all->emplace_back(kGgufTarget);
     all->emplace_back(kDenseTarget);
     return all;
   }();
@@ -119,6 +122,8 @@ absl::StatusOr<std::shared_ptr<const QuantizationConfig>> ParseQuantizationConfi
 
 absl::StatusOr<std::shared_ptr<const QuantizationConfig>> ReadQuantizationConfig(
     const std::string& directory) {
+  QM_ASSIGN_OR_RETURN(const std::string gguf, FindGguf(directory));
+  if (!gguf.empty()) return ReadGgufQuantization(gguf);
   QM_ASSIGN_OR_RETURN(const Json config, ReadOrderedJson(directory + "/config.json"));
   if (config.is_object()) {
     const auto found = config.find("quantization_config");

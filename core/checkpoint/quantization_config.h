@@ -39,6 +39,9 @@ struct SlotStorage {
   // Of targets whose readers tell modules that were left out by their tensors: a layer with a
   // `weight` and without this one is dense, whatever the config says. "" = the config decides.
   std::string marker;
+  // False: the target rounds what it stores, so that other programs compute with slightly other
+  // values than were made.
+  bool exact = true;
 };
 
 // A parsed `quantization_config`.
@@ -56,8 +59,9 @@ class QuantizationConfig {
 absl::StatusOr<std::shared_ptr<const QuantizationConfig>> ParseQuantizationConfig(
     const nlohmann::ordered_json& json);
 
-// The `quantization_config` of config.json, else quantize_config.json or quant_config.json (older
-// GPTQ and AWQ files); null for an original checkpoint.
+// The `quantization_config` of config.json (of a GGUF file, what the types of its tensors say),
+// else quantize_config.json or quant_config.json (older GPTQ and AWQ files); null for an original
+// checkpoint.
 absl::StatusOr<std::shared_ptr<const QuantizationConfig>> ReadQuantizationConfig(
     const std::string& directory);
 

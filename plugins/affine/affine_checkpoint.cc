@@ -1,7 +1,7 @@
 // Checkpoint layouts of other programs.
 //   gptq, gptq_v2: gptqmodel/nn_modules/qlinear/__init__.py; v1 stores zero points minus one
 //     (AutoGPTQ auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py).
-//   hqq: affine_hqq.cc. awq: affine_awq.cc.
+//   hqq: affine_hqq.cc. awq: affine_awq.cc. gguf: affine_gguf.cc.
 //   compressed-tensors: src/compressed_tensors/compressors/ (pack-quantized and int-quantized).
 #include <cstdio>
 #include <cstdlib>
@@ -9,16 +9,16 @@
 #include <iterator>
 #include <vector>
 
-#include "affine.h"
+#include "affine_gguf.h"
 
 namespace affine {
 namespace {
 
-enum class Target { kGptq, kGptqV2, kCompressedTensors, kHqq, kAwq };
+enum class Target { kGptq, kGptqV2, kCompressedTensors, kHqq, kAwq, kGguf };
 
 bool FindTarget(const char* name, Target* out) {
-  for (size_t i = 0; i < std::size(kTargets); ++i) {
-    if (std::strcmp(name, kTargets[i]) != 0) continue;
+  for (size_t i = 0; i < std::size(kAllTargets); ++i) {
+    if (std::strcmp(name, kAllTargets[i]) != 0) continue;
     *out = static_cast<Target>(i);
     return true;
   }
@@ -413,7 +413,7 @@ qm_status FromCompressed(qm_call* call, const char* layer, const qm_named_tensor
 
 qm_status UnknownTarget(qm_call* call, const char* target) {
   return qm::Fail(call, QM_FAILED_PRECONDITION, "affine-int weights cannot be stored as '", target,
-                  "'; they can as gptq, gptq_v2, compressed-tensors, hqq and awq");
+                  "'; they can as gptq, gptq_v2, compressed-tensors, hqq, awq and gguf");
 }
 
 }  // namespace
@@ -495,6 +495,7 @@ qm_status CanStore(qm_call* call, const char* target, const char* format_json, i
   if (!FindTarget(target, &kind)) return UnknownTarget(call, target);
   if (kind == Target::kHqq) return HqqStorable(call, params, out, in);
   if (kind == Target::kAwq) return AwqStorable(call, params, out);
+  if (kind == Target::kGguf) return GgufStorable(call, params, in);
   return kind == Target::kCompressedTensors ? CompressedStorable(call, params)
                                             : GptqStorable(call, params, out, in);
 }
@@ -514,6 +515,8 @@ qm_status ToCheckpoint(qm_call* call, const char* target, const char* layer,
     QM_TRY(ToHqq(call, layer, w, &emitter, &config));
   } else if (kind == Target::kAwq) {
     QM_TRY(ToAwq(call, layer, w, &emitter, &config));
+  } else if (kind == Target::kGguf) {
+    QM_TRY(ToGguf(call, layer, w, &emitter, &config));
   } else {
     QM_TRY(kind == Target::kCompressedTensors
                ? ToCompressed(call, layer, w, packed, &emitter, &config)
@@ -532,6 +535,8 @@ qm_status FromCheckpoint(qm_call* call, const char* target, const char* layer,
     QM_TRY(FromHqq(call, layer, tensors, count, out));
   } else if (kind == Target::kAwq) {
     QM_TRY(FromAwq(call, layer, tensors, count, config_json, out));
+  } else if (kind == Target::kGguf) {
+    QM_TRY(FromGguf(call, layer, tensors, count, config_json, out));
   } else {
     QM_TRY(kind == Target::kCompressedTensors
                ? FromCompressed(call, layer, tensors, count, config_json, out)

@@ -2,7 +2,7 @@
 #include <cstring>
 #include <iterator>
 
-#include "affine.h"
+#include "affine_gguf.h"
 #if defined(QM_HAVE_CUDA)
 #include "affine_cuda.h"
 #endif
@@ -167,9 +167,9 @@ qm_status FromCheckpointEntry(qm_call* call, const char* target, const char* lay
       call, [&] { return FromCheckpoint(call, target, layer, tensors, count, config_json, out); });
 }
 
-constexpr qm_format kFormat = {sizeof(qm_format),   qm::kAffineIntFormat,  kTargets,
-                               std::size(kTargets), QM_FORMAT_CONCAT_ROWS, &Check,
-                               &CanStoreEntry,      &ToCheckpointEntry,    &FromCheckpointEntry};
+constexpr qm_format kFormat = {sizeof(qm_format),      qm::kAffineIntFormat,  kAllTargets,
+                               std::size(kAllTargets), QM_FORMAT_CONCAT_ROWS, &Check,
+                               &CanStoreEntry,         &ToCheckpointEntry,    &FromCheckpointEntry};
 
 const void* Ext(const qm_method*, const char* id) noexcept {
   if (std::strcmp(id, QM_EXT_LINEAR_KERNEL) == 0) return &kKernel;

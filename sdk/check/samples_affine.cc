@@ -30,6 +30,8 @@ std::vector<AffineSpec> AffineSpecs() {
     specs.push_back({1, 1, {bits, 1, Zero::kInt}, DType::kF32});
     specs.push_back({64, 96, {bits, 32, Zero::kFloat, /*axis=*/0}});
   }
+  for (const int bits : {4, 8}) specs.push_back({33, 96, {bits, 32, Zero::kNone}});
+  specs.push_back({33, 96, {4, 32, Zero::kInt}});
   specs.push_back({64, 256, {1, 64, Zero::kFloat}});
   return specs;
 }
