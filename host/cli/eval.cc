@@ -185,7 +185,7 @@ Command MakeEvalCommand() {
   return {
       .name = "eval",
       .summary = "measure a model: perplexity, KL divergence from the original, agreement",
-      .arguments = {{"MODEL", "a checkpoint directory, original or quantized"}},
+      .arguments = {{"MODEL", "a checkpoint directory, original or quantized, or a GGUF file"}},
       .options = {{.name = "text",
                    .value = "FILE",
                    .doc = "text to score: .txt, .jsonl, .jsonl.gz or alpaca .json"},

@@ -170,7 +170,7 @@ Command MakeGenerateCommand() {
   return {
       .name = "generate",
       .summary = "continue a text with a model, original or quantized",
-      .arguments = {{"MODEL", "a checkpoint directory, original or quantized"}},
+      .arguments = {{"MODEL", "a checkpoint directory, original or quantized, or a GGUF file"}},
       .options = {{.name = "prompt", .value = "TEXT", .doc = "text to continue", .required = true},
                   {.name = "max-tokens",
                    .value = "N",

@@ -66,11 +66,12 @@ absl::StatusOr<int> Run(const Arguments& args) {
   }
   const bool directory = std::filesystem::is_directory(path, error);
   const bool tensors = absl::EndsWith(path, ".safetensors");
-  if (!directory && !tensors) {
+  const bool gguf = absl::EndsWith(path, ".gguf");
+  if (!directory && !tensors && !gguf) {
     if (!IsElf(path)) {
-      return absl::InvalidArgumentError(
-          ErrorText(absl::StrCat("cannot inspect ", path),
-                    "it is neither a checkpoint directory, a .safetensors file nor a plugin"));
+      return absl::InvalidArgumentError(ErrorText(
+          absl::StrCat("cannot inspect ", path),
+          "it is neither a checkpoint directory, a .safetensors or .gguf file nor a plugin"));
     }
     return InspectPlugin(args, path);
   }
@@ -79,7 +80,7 @@ absl::StatusOr<int> Run(const Arguments& args) {
     return UsageError("--manifest is for plugin files", absl::StrCat(path, " is none"));
   }
   QM_ASSIGN_OR_RETURN(const CheckpointSummary summary,
-                      directory ? SummarizeCheckpoint(path) : SummarizeFile(path));
+                      tensors ? SummarizeFile(path) : SummarizeCheckpoint(path));
   args.out() << FormatSummary(summary);
   QM_RETURN_IF_ERROR(args.WriteJson(SummaryToJson(summary)));
   return kExitDone;
@@ -88,15 +89,17 @@ absl::StatusOr<int> Run(const Arguments& args) {
 }  // namespace
 
 Command MakeInspectCommand() {
-  return {.name = "inspect",
-          .summary = "show a checkpoint's tensors, formats and bits per weight, or a plugin",
-          .arguments = {{"PATH", "a checkpoint directory, a .safetensors file or a plugin's .so"}},
-          .options = {{.name = "manifest",
-                       .doc = "write a plugin's descriptor to NAME.qm.json beside it"}},
-          .examples = {"quantmill inspect ./Llama-3.1-8B", "quantmill inspect ./out --json -",
-                       "quantmill inspect --manifest build/libqm_mine.so"},
-          .notes = "A plugin is loaded into this process: its constructors run.",
-          .run = Run};
+  return {
+      .name = "inspect",
+      .summary = "show a checkpoint's tensors, formats and bits per weight, or a plugin",
+      .arguments = {{"PATH",
+                     "a checkpoint directory, a .safetensors or .gguf file, or a plugin's .so"}},
+      .options = {{.name = "manifest",
+                   .doc = "write a plugin's descriptor to NAME.qm.json beside it"}},
+      .examples = {"quantmill inspect ./Llama-3.1-8B", "quantmill inspect ./out --json -",
+                   "quantmill inspect --manifest build/libqm_mine.so"},
+      .notes = "A plugin is loaded into this process: its constructors run.",
+      .run = Run};
 }
 
 }  // namespace quantmill

@@ -10,6 +10,7 @@
 #include "absl/types/span.h"
 #include "core/base/status.h"
 #include "core/io/checkpoint_files.h"
+#include "core/io/gguf_file.h"
 #include "core/model/graph.h"
 #include "host/cli/table.h"
 
@@ -82,9 +83,54 @@ void DescribeQuantization(const ModelConfig& config, CheckpointSummary* summary)
   summary->quantization = absl::StrJoin(parts, " ");
 }
 
+// Linears are the matrices, and stacks of them, but the embedding and the routers.
+bool IsLinear(const GgufTensor& tensor) {
+  return tensor.shape.size() >= 2 && tensor.name != "token_embd.weight" &&
+         !absl::EndsWith(tensor.name, "ffn_gate_inp.weight");
+}
+
+absl::StatusOr<CheckpointSummary> SummarizeGguf(const std::string& path) {
+  QM_ASSIGN_OR_RETURN(const auto file, GgufFile::Open(path));
+  const GgufHeader& header = file->header();
+  CheckpointSummary summary;
+  summary.path = path;
+  summary.model_type = header.Text("general.architecture", "unknown");
+  summary.files = 1;
+  std::map<std::string, int64_t> types;  // of packed linears
+  double bits = 0, weights = 0;
+  for (const GgufTensor& tensor : header.tensors) {
+    SafetensorsEntry entry;
+    entry.name = tensor.name;
+    entry.dtype_name = std::string(tensor.type->name);
+    entry.shape = tensor.shape;
+    entry.end = tensor.bytes;
+    AddTensor(entry, &summary);
+    if (!IsLinear(tensor)) continue;
+    const int64_t matrices = tensor.shape.size() > 2 ? tensor.shape[0] : 1;
+    if (tensor.type->is_float()) {
+      summary.dense_linears += matrices;
+      continue;
+    }
+    summary.packed_linears += matrices;
+    types[entry.dtype_name] += matrices;
+    bits += 8.0 * static_cast<double>(tensor.bytes);
+    weights += static_cast<double>(tensor.bytes) / static_cast<double>(tensor.type->bytes) *
+               static_cast<double>(tensor.type->block);
+  }
+  if (weights > 0) summary.bits_per_weight = bits / weights;
+  if (summary.packed_linears > 0) {
+    summary.quant_method = "gguf";
+    summary.quantization =
+        absl::StrCat("gguf ", absl::StrJoin(types, " ", absl::PairFormatter("=")));
+  }
+  return summary;
+}
+
 }  // namespace
 
 absl::StatusOr<CheckpointSummary> SummarizeCheckpoint(const std::string& directory) {
+  QM_ASSIGN_OR_RETURN(const std::string gguf, FindGguf(directory));
+  if (!gguf.empty()) return SummarizeGguf(gguf);
   QM_ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(directory));
   QM_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint,
                       Checkpoint::Open(directory));

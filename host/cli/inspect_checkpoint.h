@@ -1,4 +1,4 @@
-// What a checkpoint directory or a safetensors file holds.
+// What a checkpoint directory, a safetensors or a GGUF file holds.
 #ifndef QUANTMILL_HOST_CLI_INSPECT_CHECKPOINT_H_
 #define QUANTMILL_HOST_CLI_INSPECT_CHECKPOINT_H_
 
@@ -34,7 +34,8 @@ struct CheckpointSummary {
 };
 
 // Reads headers only. A linear of the model counts as packed when its weight is absent or of an
-// integer or 8-bit type: the rule needs no knowledge of the format.
+// integer or 8-bit type: the rule needs no knowledge of the format. Of a GGUF file the tensors are
+// listed as they are stored, whether or not their types can be computed with.
 absl::StatusOr<CheckpointSummary> SummarizeCheckpoint(const std::string& directory);
 absl::StatusOr<CheckpointSummary> SummarizeFile(const std::string& path);
 

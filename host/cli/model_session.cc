@@ -5,6 +5,7 @@
 
 #include "core/base/status.h"
 #include "core/checkpoint/quantization_config.h"
+#include "core/io/gguf_file.h"
 #include "host/pipeline/device.h"
 #include "host/plugins/catalog.h"
 #include "host/plugins/registry.h"
@@ -51,7 +52,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& dire
                                                          const std::string& fallback) {
   std::error_code error;
   const auto file = std::filesystem::path(directory) / "tokenizer.json";
-  const bool own = std::filesystem::exists(file, error) || fallback.empty();
+  QM_ASSIGN_OR_RETURN(const std::string gguf, FindGguf(directory));
+  const bool own = !gguf.empty() || std::filesystem::exists(file, error) || fallback.empty();
   return Tokenizer::FromDirectory(own ? directory : fallback);
 }
 

@@ -52,7 +52,7 @@ Command MakeVerifyCommand() {
   Command command;
   command.name = "verify";
   command.summary = "reopen a written checkpoint and check it by its reader's rules";
-  command.arguments = {{"DIR", "the checkpoint directory", true}};
+  command.arguments = {{"DIR", "the checkpoint directory, or a GGUF file", true}};
   command.options = {
       {.name = "reference", .value = "MODEL", .doc = "the original, to compare predictions with"},
       DeviceOption(),

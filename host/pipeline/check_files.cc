@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
+#include "core/io/gguf_file.h"
 #include "host/pipeline/check.h"
 #include "host/pipeline/section.h"
 
@@ -36,12 +37,18 @@ void CheckText(const Pipeline& pipeline, const std::string& key, const std::stri
 void CheckModel(const Pipeline& pipeline, ErrorList* errors) {
   std::error_code error;
   const SourceLocation location = LocationOf(pipeline, "model.path");
-  if (!fs::is_directory(pipeline.model_path, error)) {
+  const absl::StatusOr<std::string> gguf = FindGguf(pipeline.model_path);
+  if (fs::exists(pipeline.model_path, error) && !gguf.ok()) {
+    errors->Add(location, absl::StrCat("'model.path': ", gguf.status().message()));
+  } else if (gguf.ok() && !gguf->empty()) {
+    return;
+  } else if (!fs::is_directory(pipeline.model_path, error)) {
     errors->Add(location, absl::StrCat("'model.path' is no directory: ", pipeline.model_path,
                                        "; paths are relative to the pipeline file"));
   } else if (!fs::exists(fs::path(pipeline.model_path) / "config.json", error)) {
-    errors->Add(location, absl::StrCat("'model.path' holds no config.json: ", pipeline.model_path,
-                                       "; name a Hugging Face checkpoint directory"));
+    errors->Add(location,
+                absl::StrCat("'model.path' holds no config.json: ", pipeline.model_path,
+                             "; name a Hugging Face checkpoint directory or a GGUF file"));
   }
 }
 

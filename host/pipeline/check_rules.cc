@@ -153,12 +153,14 @@ void CheckTensorParallel(const PipelinePlan& plan, ErrorList* errors) {
 void CheckFusedGroups(const PipelinePlan& plan, ErrorList* errors) {
   const std::string& target = plan.pipeline.export_format;
   if (target != "gptq" && target != "gptq_v2" && target != "awq" &&
-      target != "compressed-tensors") {
+      target != "compressed-tensors" && target != "gguf") {
     return;
   }
   std::map<std::pair<int, std::string>, std::vector<int>> groups;
   for (size_t s = 0; s < plan.slots.size(); ++s) {
-    const std::string group = FusedGroup(plan.slots[s]);
+    std::string group = FusedGroup(plan.slots[s]);
+    // llama.cpp has one tensor for the same projection of all experts, and fuses nothing else.
+    if (target == "gguf") group = group == "experts" ? plan.slots[s].role : "";
     if (!group.empty()) groups[{plan.slots[s].block, group}].push_back(static_cast<int>(s));
   }
   std::map<std::string, std::pair<std::string, size_t>> bad;  // kind of group -> first, count

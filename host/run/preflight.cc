@@ -17,6 +17,7 @@
 #include "absl/strings/str_join.h"
 #include "core/base/status.h"
 #include "core/calib/calibration.h"
+#include "core/checkpoint/gguf_export.h"
 #include "core/formats/activations.h"
 #include "core/formats/affine_int.h"
 #include "core/threads/thread_pool.h"
@@ -53,6 +54,14 @@ double AffineBits(const AffineIntParams& params, const LinearSlot& slot, DType s
   return bits;
 }
 
+// Does the method count an index of groups with this slot?
+bool HasGroupIndex(const SlotPlan& plan, const LinearSlot& slot, DType scale_dtype) {
+  const auto params = ParseAffineIntJson(plan.format_json);
+  const double index = 32.0 / static_cast<double>(slot.out_features);
+  return plan.format_id == kAffineIntId && params.ok() && plan.bits_per_weight > 0 &&
+         plan.bits_per_weight - AffineBits(*params, slot, scale_dtype) > index / 2;
+}
+
 // Bits per weight in a file of this target; those of the format in memory where it has no rule of
 // its own (reference of the layouts: plugin_api/FORMATS.md).
 double StoredBits(const std::string& target, const SlotPlan& plan, const LinearSlot& slot,
@@ -67,6 +76,10 @@ double StoredBits(const std::string& target, const SlotPlan& plan, const LinearS
     return bits + (params->bits == 3 ? 0.2 : 0.0) +
            kFieldBits / static_cast<double>(slot.in_features * slot.out_features);
   }
+  if (target == "gguf") {  // a zero point becomes a minimum in 16 bits
+    const bool minimum = params->zero != AffineIntParams::Zero::kNone;
+    return params->bits + (minimum ? 32.0 : 16.0) / static_cast<double>(params->group_size);
+  }
   if (!gptq && target != "compressed-tensors") return bits;
   const double in = static_cast<double>(slot.in_features);
   const double out = static_cast<double>(slot.out_features);
@@ -78,7 +91,7 @@ double StoredBits(const std::string& target, const SlotPlan& plan, const LinearS
   double stored = params->bits + scale / group + 128.0 / (in * out);  // weight_shape
   if (params->zero == AffineIntParams::Zero::kInt) stored += params->bits / group;
   // Whatever else the method counts is a group_index.
-  if (bits - AffineBits(*params, slot, scale_dtype) > index / 2) stored += index;
+  if (HasGroupIndex(plan, slot, scale_dtype)) stored += index;
   return stored;
 }
 
@@ -423,6 +436,9 @@ absl::Status CheckCanStore(const PipelinePlan& plan, const StageSet& stages,
                            PluginFormats& formats) {
   const std::string& target = plan.pipeline.export_format;
   if (target == "quantmill") return absl::OkStatus();
+  if (target == kGgufTarget) {
+    QM_RETURN_IF_ERROR(CheckGgufExport(plan.pipeline.model_path, plan.config));
+  }
   for (const PreparedStage& stage : stages.stages) {
     if (stage.transforms) continue;
     for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
@@ -431,10 +447,16 @@ absl::Status CheckCanStore(const PipelinePlan& plan, const StageSet& stages,
       const LinearSlot& slot = plan.slots[index];
       const SlotPlan& slot_plan = stage.method.plans[i];
       if (slot_plan.format_json.empty()) continue;
-      const absl::Status status =
+      absl::Status status =
           target == "dense" ? CanBeDense(slot_plan.format_json)
                             : formats.CanStore(target, slot_plan.format_id, slot_plan.format_json,
                                                slot.out_features, slot.in_features);
+      if (status.ok() && target == kGgufTarget &&
+          HasGroupIndex(slot_plan, slot, stages.scale_dtype)) {
+        status = absl::FailedPreconditionError(
+            ErrorText("gguf files hold groups in the order of the input channels only", "",
+                      "use static_groups: true, or act_order: false"));
+      }
       if (!status.ok()) {
         return WithContext(
             status, absl::StrCat(stage.stage->location.ToString(), ": stage '", stage.stage->name,

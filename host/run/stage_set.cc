@@ -284,7 +284,8 @@ bool StageSet::UsesOriginalStream() const {
 }
 
 DType ScaleDType(std::string_view target, DType model_dtype) {
-  if (target == "gptq" || target == "gptq_v2" || target == "awq" || target == "eetq") {
+  if (target == "gptq" || target == "gptq_v2" || target == "awq" || target == "eetq" ||
+      target == "gguf") {
     return DType::kF16;
   }
   if (target == "compressed-tensors") return model_dtype;
