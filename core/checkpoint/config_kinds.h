@@ -36,6 +36,7 @@ ConfigPointer ParseCompressedTensorsConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseAwqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseHqqConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseEetqConfig(const nlohmann::ordered_json& json);
+ConfigPointer ParseAqlmConfig(const nlohmann::ordered_json& json);
 ConfigPointer ParseNativeConfig(const nlohmann::ordered_json& json);
 // From the types of a GGUF file's tensors; null if none of its linears is kept as blocks.
 ConfigPointer ReadGgufQuantization(const std::string& path);
@@ -51,6 +52,8 @@ absl::StatusOr<nlohmann::ordered_json> ComposeAwqConfig(std::string_view target,
 absl::StatusOr<nlohmann::ordered_json> ComposeHqqConfig(std::string_view target,
                                                         const std::vector<SlotEntry>& slots);
 absl::StatusOr<nlohmann::ordered_json> ComposeEetqConfig(std::string_view target,
+                                                         const std::vector<SlotEntry>& slots);
+absl::StatusOr<nlohmann::ordered_json> ComposeAqlmConfig(std::string_view target,
                                                          const std::vector<SlotEntry>& slots);
 absl::StatusOr<nlohmann::ordered_json> ComposeNativeConfig(std::string_view target,
                                                            const std::vector<SlotEntry>& slots);

@@ -28,6 +28,7 @@ const std::vector<ConfigKind>& Kinds() {
       {"bitsandbytes", {"bitsandbytes"}, &ParseBitsAndBytesConfig, &ComposeBitsAndBytesConfig},
       {"hqq", {"hqq"}, &ParseHqqConfig, &ComposeHqqConfig},
       {"eetq", {"eetq"}, &ParseEetqConfig, &ComposeEetqConfig},
+      {"aqlm", {"aqlm"}, &ParseAqlmConfig, &ComposeAqlmConfig},
       {kNativeTarget, {std::string(kNativeTarget)}, &ParseNativeConfig, &ComposeNativeConfig},
   };
   return *kinds;

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
+#include "core/formats/additive_codebook.h"
 #include "core/formats/affine_int.h"
 #include "core/formats/codebook_absmax.h"
 #include "core/formats/float8.h"
@@ -17,6 +18,7 @@ constexpr ReferenceFormat kFormats[] = {
     {kCodebookAbsmaxId, &CheckCodebookAbsmax, &DequantizeCodebookAbsmaxReference},
     {kInt8RowId, &CheckInt8Row, &DequantizeInt8RowReference},
     {kFloat8Id, &CheckFloat8, &DequantizeFloat8Reference},
+    {kAdditiveCodebookId, &CheckAdditiveCodebook, &DequantizeAdditiveCodebookReference},
 };
 
 absl::Status NoReference(const PackedWeight& weight) {

@@ -16,6 +16,13 @@ std::string Option(const ResolvedOptions& options, const char* name) {
   return it == options.end() ? "" : it->second;
 }
 
+// Methods that quantize and tune do the second only where their option `tune` asks for it.
+bool WantsTuning(const PlannedStage& stage) {
+  return std::any_of(
+      stage.options.begin(), stage.options.end(),
+      [](const ResolvedOptions& options) { return Option(options, "tune") == "true"; });
+}
+
 const LoadedMethod* FindLoaded(const std::vector<LoadedMethod>& methods, std::string_view id) {
   for (const LoadedMethod& method : methods) {
     if (id == method.method->id) return &method;
@@ -49,6 +56,8 @@ class Preparer {
         QM_RETURN_IF_ERROR(PrepareTransform(&prepared));
       } else if (table == QM_EXT_QUANTIZE_LINEAR) {
         QM_RETURN_IF_ERROR(PrepareQuantizer(&prepared));
+      } else if (table == QM_EXT_BLOCK_TUNE && stage.packs && !WantsTuning(stage)) {
+        continue;
       } else {
         return absl::UnimplementedError(ErrorText(
             absl::StrCat(stage.location.ToString(), ": stage '", stage.name, "' needs ", table),
@@ -285,7 +294,7 @@ bool StageSet::UsesOriginalStream() const {
 
 DType ScaleDType(std::string_view target, DType model_dtype) {
   if (target == "gptq" || target == "gptq_v2" || target == "awq" || target == "eetq" ||
-      target == "gguf") {
+      target == "gguf" || target == "aqlm") {
     return DType::kF16;
   }
   if (target == "compressed-tensors") return model_dtype;

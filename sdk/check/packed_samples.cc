@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
+#include "core/formats/additive_codebook.h"
 #include "core/formats/affine_int.h"
 #include "core/formats/codebook_absmax.h"
 #include "core/formats/float8.h"
@@ -29,6 +30,7 @@ constexpr SampleMaker kMakers[] = {
     {kCodebookAbsmaxId, &CodebookSamples},
     {kInt8RowId, &Int8RowSamples},
     {kFloat8Id, &Float8Samples},
+    {kAdditiveCodebookId, &AdditiveCodebookSamples},
 };
 
 // The defaults, and for each choice of an option `bits` written as a list, the defaults with it.

@@ -29,6 +29,8 @@ absl::StatusOr<std::vector<PackedSample>> AffineSamples(uint64_t seed);
 absl::StatusOr<std::vector<PackedSample>> CodebookSamples(uint64_t seed);
 absl::StatusOr<std::vector<PackedSample>> Int8RowSamples(uint64_t seed);
 absl::StatusOr<std::vector<PackedSample>> Float8Samples(uint64_t seed);
+// samples_additive_codebook.cc.
+absl::StatusOr<std::vector<PackedSample>> AdditiveCodebookSamples(uint64_t seed);
 
 // F32 [out, in] on the host: by the reference of the format where that is built in, else by the
 // best kernel of the subject's formats.

@@ -152,6 +152,32 @@ TEST(HqqConfig, RefusesWhatItCannotRead) {
                 absl::StatusCode::kUnimplemented, "scale_quant_params");
 }
 
+TEST(AqlmConfig, ReadsWhatPublishedFilesSay) {
+  const auto config = Parsed(R"({"quant_method":"aqlm","nbits_per_codebook":16,"num_codebooks":1,
+      "out_group_size":1,"in_group_size":8,"linear_weights_not_to_quantize":[
+      "model.layers.0.input_layernorm.weight","lm_head.weight","model.layers.3.mlp.gate.weight"]})");
+  ASSERT_NE(config, nullptr);
+  EXPECT_EQ(config->target(), "aqlm");
+  EXPECT_EQ(Storage(*config, "model.layers.3.mlp.gate_proj"),
+            R"({"codebooks":1,"group_size":8,"index_bits":16})");
+  EXPECT_EQ(Storage(*config, "model.layers.3.mlp.gate"), "dense");
+  EXPECT_EQ(Storage(*config, "lm_head"), "dense");
+}
+
+TEST(AqlmConfig, RefusesWhatItCannotRead) {
+  const auto invalid = absl::StatusCode::kInvalidArgument;
+  ExpectRefused(R"({"quant_method":"aqlm","num_codebooks":0})", invalid, "num_codebooks");
+  ExpectRefused(R"({"quant_method":"aqlm","nbits_per_codebook":256})", invalid,
+                "nbits_per_codebook");
+  ExpectRefused(R"({"quant_method":"aqlm","in_group_size":"8"})", invalid, "in_group_size");
+  ExpectRefused(R"({"quant_method":"aqlm","linear_weights_not_to_quantize":"a"})", invalid,
+                "list of names");
+  ExpectRefused(R"({"quant_method":"aqlm","linear_weights_not_to_quantize":[1]})", invalid,
+                "list of names");
+  ExpectRefused(R"({"quant_method":"aqlm","out_group_size":2})", absl::StatusCode::kUnimplemented,
+                "out_group_size");
+}
+
 constexpr char kCompressed[] = R"({"quant_method":"compressed-tensors","format":"pack-quantized",
     "quantization_status":"compressed","ignore":["lm_head","re:.*layers\\.1\\.mlp.*"],
     "config_groups":{
@@ -388,6 +414,8 @@ TEST(Compose, ReadsBackAsWhatWasPutIn) {
     }
   }
   ExpectRoundTrip("hqq", by_kind);
+  const std::string codebooks = R"({"codebooks":2,"group_size":8,"index_bits":8})";
+  ExpectRoundTrip("aqlm", Slots(codebooks, codebooks, ""));
   ExpectRoundTrip("quantmill",
                   Slots(R"({"bits":4,"group_size":128,"zero":"int"})",
                         R"({"bits":2,"group_size":-1,"zero":"none"})", "qm.fmt.affine-int/1"));
@@ -524,6 +552,23 @@ TEST(Compose, WritesTheKeysOfTheBitsandbytesReader) {
   ASSERT_TRUE(moe.ok()) << moe.status();
   EXPECT_EQ((*moe)["llm_int8_skip_modules"].dump(),
             R"(["model.layers.0.block_sparse_moe.gate","lm_head"])");
+}
+
+TEST(Compose, WritesTheKeysOfTheAqlmReader) {
+  const std::string scheme = R"({"codebooks":2,"group_size":8,"index_bits":8})";
+  const auto aqlm = ComposeQuantizationConfig("aqlm", Slots(scheme, scheme, ""));
+  ASSERT_TRUE(aqlm.ok()) << aqlm.status();
+  EXPECT_EQ(aqlm->dump(),
+            R"({"quant_method":"aqlm","nbits_per_codebook":8,"num_codebooks":2,)"
+            R"("out_group_size":1,"in_group_size":8,"linear_weights_not_to_quantize":[)"
+            R"("model.layers.0.mlp.down_proj.weight","model.layers.1.mlp.down_proj.weight",)"
+            R"("lm_head.weight","model.embed_tokens.weight"]})");
+  const auto refused =
+      ComposeQuantizationConfig(
+          "aqlm", Slots(scheme, R"({"codebooks":1,"group_size":8,"index_bits":8})", ""))
+          .status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("one scheme"));
 }
 
 TEST(Compose, RefusesUnknownTargetsAndNothingPacked) {

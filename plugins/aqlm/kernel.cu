@@ -1,0 +1,356 @@
+// Packed to dense, and y = x W^T for up to 16 rows, on the GPU.
+//
+//   y[r, o] = scale[o] * sum over groups j of <x[r, j], sum over m of C_m[index[o, j, m]]>
+//   x [rows, in], y [rows, out], codes [out, in / d, M]: any alignment of rows but where said
+//
+// 1. PlainKernel: any parameters and dtype, up to 8 rows, a block per output; reference of 2.
+// 2. TileKernel: d = 8, M x B of 2x8, 1x8 or 1x16, f16 codebooks, f16 or bf16 x, in a multiple of
+//    64. A warp holds 16 outputs and multiplies on tensor cores (m16n8k16); a thread's part of the
+//    weight fragments is whole vectors of a codebook:
+//
+//      lane = 4 g + t holds of output g the groups 8 t .. 8 t + 7 of a chunk of 32 groups
+//      product u of the chunk takes group 8 t + u of each t: 32 columns as two k16 steps. Which
+//      columns share a step does not matter as long as x is read in the same order.
+//
+//    Codebooks of 256 vectors lie eight times in shared memory, copy i for lanes with lane % 8 = i:
+//    eight lanes read 16 bytes each from eight different groups of banks. Reading them is what
+//    bounds the speed: 16 bytes of shared memory per byte of codes, 8 bytes of codes per cycle and
+//    multiprocessor. The codebook of 1x16 (1 MB) is read through the caches.
+//    Warps of a block split the columns; their sums are joined in order.
+// CPU reference: kernel_cpu.cc. Tests: aqlm_cuda_test.cc.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+
+#include "codebook_format.h"
+#include "quantmill/sdk/cuda.hpp"
+
+namespace quantmill::aqlm {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <class T>
+__device__ inline T FromFloat(float value);
+template <>
+__device__ inline float FromFloat<float>(float value) {
+  return value;
+}
+template <>
+__device__ inline __half FromFloat<__half>(float value) {
+  return __float2half_rn(value);
+}
+template <>
+__device__ inline __nv_bfloat16 FromFloat<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+__device__ inline float AsFloat(float value) { return value; }
+__device__ inline float AsFloat(__half value) { return __half2float(value); }
+__device__ inline float AsFloat(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+// Element a of the sum of the vectors of group (row, j), unscaled.
+__device__ inline float SumOfVectors(const Weight& w, int64_t group, int a) {
+  const Params& p = w.params;
+  float sum = 0.0f;
+  for (int m = 0; m < p.codebooks; ++m) {
+    const int64_t vector = static_cast<int64_t>(m) * p.length() +
+                           LoadIndex(w.codes, p.index_bits, group * p.codebooks + m);
+    sum += LoadValue(w.codebooks, w.codebook_dtype, vector * p.group_size + a);
+  }
+  return sum;
+}
+
+// out [out, in]. One thread per element: neighbours read one vector and write side by side.
+template <class T>
+__global__ void __launch_bounds__(kThreads) DequantizeKernel(Weight w, T* out) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= w.out * w.in) return;
+  const int64_t group = i / w.params.group_size;
+  const float scale = LoadValue(w.scales, w.scale_dtype, i / w.in);
+  out[i] = FromFloat<T>(scale * SumOfVectors(w, group, static_cast<int>(i % w.params.group_size)));
+}
+
+constexpr int kPlainThreads = 128;
+
+template <class T>
+__global__ void __launch_bounds__(kPlainThreads) PlainKernel(Weight w, const T* x, int rows, T* y) {
+  const int64_t o = blockIdx.x;
+  float sums[kCudaPlainMaxRows] = {};
+  for (int64_t k = threadIdx.x; k < w.in; k += kPlainThreads) {
+    const int64_t group = o * w.groups() + k / w.params.group_size;
+    const float value = SumOfVectors(w, group, static_cast<int>(k % w.params.group_size));
+#pragma unroll
+    for (int r = 0; r < kCudaPlainMaxRows; ++r) {
+      if (r < rows) sums[r] += value * AsFloat(x[r * w.in + k]);
+    }
+  }
+  __shared__ float shared[kPlainThreads];
+  const float scale = LoadValue(w.scales, w.scale_dtype, o);
+#pragma unroll
+  for (int r = 0; r < kCudaPlainMaxRows; ++r) {
+    if (r >= rows) break;  // uniform over the block
+    shared[threadIdx.x] = sums[r];
+    __syncthreads();
+    for (int width = kPlainThreads / 2; width > 0; width /= 2) {
+      if (threadIdx.x < width) shared[threadIdx.x] += shared[threadIdx.x + width];
+      __syncthreads();
+    }
+    if (threadIdx.x == 0) y[r * w.out + o] = FromFloat<T>(scale * shared[0]);
+    __syncthreads();
+  }
+}
+
+// ---- tensor cores -------------------------------------------------------------------------------
+constexpr int kWarps = 8;
+constexpr int kTileOutputs = 16;  // of a block: two fragments of 8
+constexpr int kFragments = kTileOutputs / 8;
+constexpr int kTileRows = 16;
+constexpr int kChunkGroups = 32;  // groups a warp takes at a time: 8 per lane of a quad
+constexpr int kLaneGroups = 8;
+constexpr int kCopies = 8;
+
+enum class Scheme { k2x8, k1x8, k1x16 };
+
+template <Scheme S>
+constexpr int SharedVectors() {
+  return S == Scheme::k2x8 ? 512 : S == Scheme::k1x8 ? 256 : 0;
+}
+template <Scheme S>
+constexpr int SharedBytes() {
+  return SharedVectors<S>() * kCopies * 16 + kWarps * kTileOutputs * kTileRows * 4;
+}
+
+__device__ inline void Multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&c)[4],
+                                __half) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ inline void Multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&c)[4],
+                                __nv_bfloat16) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+      "{%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline __half2 AsHalf2(uint32_t bits) {
+  return *reinterpret_cast<const __half2*>(&bits);
+}
+template <class Pair>
+__device__ inline uint32_t Bits(Pair pair) {
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// Two f16 weights, as the type of x: sum of one pair of each codebook.
+__device__ inline uint32_t SumPair(uint32_t a, uint32_t b, __half) {
+  return Bits(__hadd2(AsHalf2(a), AsHalf2(b)));
+}
+__device__ inline uint32_t SumPair(uint32_t a, uint32_t b, __nv_bfloat16) {
+  const float2 x = __half22float2(AsHalf2(a)), y = __half22float2(AsHalf2(b));
+  return Bits(__floats2bfloat162_rn(x.x + y.x, x.y + y.y));
+}
+__device__ inline uint32_t OnePair(uint32_t a, __half) { return a; }
+__device__ inline uint32_t OnePair(uint32_t a, __nv_bfloat16) {
+  const float2 x = __half22float2(AsHalf2(a));
+  return Bits(__floats2bfloat162_rn(x.x, x.y));
+}
+
+// The eight weights of group u among the lane's codes of a chunk (codes: 16 bytes, or 8 for 1x8).
+template <Scheme S, class T>
+__device__ inline uint4 Decode(const uint4& codes, int u, const uint4* shared, int copy,
+                               const uint4* __restrict__ codebook) {
+  const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+  uint4 out;
+  if constexpr (S == Scheme::k2x8) {
+    const uint32_t pair = words[u / 2] >> (u % 2 * 16);
+    const uint4 a = shared[(pair & 0xFFu) * kCopies + copy];
+    const uint4 b = shared[(256u + ((pair >> 8) & 0xFFu)) * kCopies + copy];
+    out.x = SumPair(a.x, b.x, T());
+    out.y = SumPair(a.y, b.y, T());
+    out.z = SumPair(a.z, b.z, T());
+    out.w = SumPair(a.w, b.w, T());
+    return out;
+  }
+  const uint32_t index = S == Scheme::k1x8 ? (words[u / 4] >> (u % 4 * 8)) & 0xFFu
+                                           : (words[u / 2] >> (u % 2 * 16)) & 0xFFFFu;
+  const uint4 a = S == Scheme::k1x8 ? shared[index * kCopies + copy] : __ldg(codebook + index);
+  out.x = OnePair(a.x, T());
+  out.y = OnePair(a.y, T());
+  out.z = OnePair(a.z, T());
+  out.w = OnePair(a.w, T());
+  return out;
+}
+
+template <Scheme S>
+__device__ inline uint4 LoadCodes(const void* codes, int64_t group) {
+  if constexpr (S == Scheme::k1x8) {
+    const uint2 half =
+        __ldg(reinterpret_cast<const uint2*>(static_cast<const int8_t*>(codes) + group));
+    return make_uint4(half.x, half.y, 0, 0);
+  }
+  return __ldg(reinterpret_cast<const uint4*>(static_cast<const int16_t*>(codes) + group));
+}
+
+// Blocks walk over tiles of 16 outputs. kMany: more than 8 rows.
+template <Scheme S, class T, bool kMany>
+__global__ void __launch_bounds__(kWarps * 32)
+    TileKernel(Weight w, const T* __restrict__ x, int rows, T* y) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  uint4* shared = reinterpret_cast<uint4*>(memory);
+  float* partial = reinterpret_cast<float*>(memory + SharedVectors<S>() * kCopies * 16);
+  const uint4* codebook = static_cast<const uint4*>(w.codebooks);
+  for (int i = threadIdx.x; i < SharedVectors<S>() * kCopies; i += kWarps * 32) {
+    shared[i] = __ldg(codebook + i / kCopies);
+  }
+  __syncthreads();
+
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int g = lane / 4, t = lane % 4, copy = lane % kCopies;
+  const int64_t groups = w.groups();
+  const int64_t chunks = (groups + kChunkGroups - 1) / kChunkGroups;
+  const int64_t tiles = (w.out + kTileOutputs - 1) / kTileOutputs;
+  const uint4 zero = make_uint4(0, 0, 0, 0);
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    float sums[kFragments][4] = {};
+    for (int64_t chunk = warp; chunk < chunks; chunk += kWarps) {
+      // Groups beyond the last count as zeros: their x is.
+      const int64_t group = chunk * kChunkGroups + t * kLaneGroups;
+      const bool inside = group < groups;
+      uint4 codes[kFragments];
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f) {
+        const int64_t o = tile * kTileOutputs + f * 8 + g;
+        codes[f] = inside && o < w.out ? LoadCodes<S>(w.codes, o * groups + group) : zero;
+      }
+#pragma unroll
+      for (int u = 0; u < kLaneGroups; ++u) {
+        const uint4* at = reinterpret_cast<const uint4*>(x + (group + u) * 8);
+        const int64_t row_vectors = w.in / 8;
+        const uint4 low = inside && g < rows ? __ldg(at + g * row_vectors) : zero;
+        const uint4 high =
+            kMany && inside && g + 8 < rows ? __ldg(at + (g + 8) * row_vectors) : zero;
+        const uint32_t first[4] = {low.x, high.x, low.y, high.y};
+        const uint32_t second[4] = {low.z, high.z, low.w, high.w};
+#pragma unroll
+        for (int f = 0; f < kFragments; ++f) {
+          const uint4 b = Decode<S, T>(codes[f], u, shared, copy, codebook);
+          Multiply(first, b.x, b.y, sums[f], T());
+          Multiply(second, b.z, b.w, sums[f], T());
+        }
+      }
+    }
+    // partial[warp][row][output]
+    float* own = partial + warp * kTileRows * kTileOutputs;
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f) {
+      own[g * kTileOutputs + f * 8 + 2 * t] = sums[f][0];
+      own[g * kTileOutputs + f * 8 + 2 * t + 1] = sums[f][1];
+      own[(g + 8) * kTileOutputs + f * 8 + 2 * t] = sums[f][2];
+      own[(g + 8) * kTileOutputs + f * 8 + 2 * t + 1] = sums[f][3];
+    }
+    __syncthreads();
+    static_assert(kWarps * 32 == kTileRows * kTileOutputs, "one sum per thread");
+    const int row = threadIdx.x / kTileOutputs;
+    const int64_t o = tile * kTileOutputs + threadIdx.x % kTileOutputs;
+    if (row < rows && o < w.out) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int s = 0; s < kWarps; ++s) sum += partial[s * kTileRows * kTileOutputs + threadIdx.x];
+      y[row * w.out + o] = FromFloat<T>(LoadValue(w.scales, w.scale_dtype, o) * sum);
+    }
+    __syncthreads();
+  }
+}
+
+template <Scheme S, class T, bool kMany>
+qm_status LaunchTiles(qm_call* call, const Weight& w, const T* x, int rows, T* y) {
+  constexpr int kBytes = SharedBytes<S>();
+  QM_CUDA(call, cudaFuncSetAttribute(TileKernel<S, T, kMany>,
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  int processors = 0;
+  QM_CUDA(call,
+          cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, call->device.index));
+  // As many blocks as fit beside one another: 72 KB each with 2x8, of 100 KB on sm_89.
+  int per_processor = 0;
+  QM_CUDA(call, cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+                    &per_processor, TileKernel<S, T, kMany>, kWarps * 32, kBytes));
+  const int64_t tiles = (w.out + kTileOutputs - 1) / kTileOutputs;
+  const int64_t blocks = std::min<int64_t>(tiles, int64_t{processors} * std::max(1, per_processor));
+  TileKernel<S, T, kMany>
+      <<<static_cast<unsigned>(blocks), kWarps * 32, kBytes, qm::Stream(call)>>>(w, x, rows, y);
+  QM_CUDA(call, cudaGetLastError());
+  return QM_OK;
+}
+
+template <Scheme S, class T>
+qm_status RunTiles(qm_call* call, const Weight& w, const qm_tensor& x, qm_tensor* y) {
+  const int rows = static_cast<int>(x.shape[0]);
+  const T* from = static_cast<const T*>(x.data);
+  T* to = static_cast<T*>(y->data);
+  return rows <= 8 ? LaunchTiles<S, T, false>(call, w, from, rows, to)
+                   : LaunchTiles<S, T, true>(call, w, from, rows, to);
+}
+
+bool Aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+bool TilesFit(const Weight& w, const qm_tensor& x) {
+  const Params& p = w.params;
+  const bool scheme = (p.codebooks == 2 && p.index_bits == 8) ||
+                      (p.codebooks == 1 && (p.index_bits == 8 || p.index_bits == 16));
+  return scheme && p.group_size == 8 && w.in % 64 == 0 && w.codebook_dtype == QM_F16 &&
+         x.dtype != QM_F32 && x.shape[0] <= kCudaMaxRows && Aligned(x.data) && Aligned(w.codes) &&
+         Aligned(w.codebooks);
+}
+
+template <class T>
+qm_status RunAnyTiles(qm_call* call, const Weight& w, const qm_tensor& x, qm_tensor* y) {
+  if (w.params.codebooks == 2) return RunTiles<Scheme::k2x8, T>(call, w, x, y);
+  if (w.params.index_bits == 8) return RunTiles<Scheme::k1x8, T>(call, w, x, y);
+  return RunTiles<Scheme::k1x16, T>(call, w, x, y);
+}
+
+template <class T>
+qm_status RunPlain(qm_call* call, const Weight& w, const qm_tensor& x, qm_tensor* y) {
+  PlainKernel<<<static_cast<unsigned>(w.out), kPlainThreads, 0, qm::Stream(call)>>>(
+      w, static_cast<const T*>(x.data), static_cast<int>(x.shape[0]), static_cast<T*>(y->data));
+  QM_CUDA(call, cudaGetLastError());
+  return QM_OK;
+}
+
+template <class T>
+qm_status RunDequantize(qm_call* call, const Weight& w, qm_tensor* out) {
+  const int64_t blocks = (w.out * w.in + kThreads - 1) / kThreads;
+  DequantizeKernel<<<static_cast<unsigned>(blocks), kThreads, 0, qm::Stream(call)>>>(
+      w, static_cast<T*>(out->data));
+  QM_CUDA(call, cudaGetLastError());
+  return QM_OK;
+}
+
+}  // namespace
+
+qm_status CudaDequantize(qm_call* call, const Weight& w, qm_tensor* out) {
+  if (out->dtype == QM_F32) return RunDequantize<float>(call, w, out);
+  if (out->dtype == QM_F16) return RunDequantize<__half>(call, w, out);
+  return RunDequantize<__nv_bfloat16>(call, w, out);
+}
+
+qm_status CudaMatmul(qm_call* call, const Weight& w, const qm_tensor& x, qm_tensor* y) {
+  if (TilesFit(w, x)) {
+    return x.dtype == QM_F16 ? RunAnyTiles<__half>(call, w, x, y)
+                             : RunAnyTiles<__nv_bfloat16>(call, w, x, y);
+  }
+  if (x.shape[0] > kCudaPlainMaxRows) {
+    return qm::Fail(call, QM_UNIMPLEMENTED, "products with this packed weight are served for up ",
+                    "to ", kCudaPlainMaxRows, " rows here");
+  }
+  if (x.dtype == QM_F32) return RunPlain<float>(call, w, x, y);
+  if (x.dtype == QM_F16) return RunPlain<__half>(call, w, x, y);
+  return RunPlain<__nv_bfloat16>(call, w, x, y);
+}
+
+}  // namespace quantmill::aqlm
