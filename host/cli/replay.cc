@@ -54,22 +54,40 @@ std::string FileNote(const CrashBundle& bundle, const std::string& file) {
   return same ? "" : " (not the file that failed, or built anew since)";
 }
 
+// What the call works on.
+std::string Target(const CrashBundle& bundle) {
+  if (bundle.block == nullptr) {
+    return absl::StrCat("layer    ", bundle.slot.name, " [", bundle.slot.out_features, " x ",
+                        bundle.slot.in_features, "]");
+  }
+  const BundledBlock& block = *bundle.block;
+  std::string text =
+      absl::StrCat("block    ", bundle.slot.name, ", ", block.block.slots.size(), " linears");
+  if (block.window_count > 0) {
+    absl::StrAppend(&text, ", ", block.windows.size(), " of ", block.window_count,
+                    " windows of text");
+  }
+  return text;
+}
+
 std::string Head(const CrashBundle& bundle, const ReplayRequest& request) {
   const std::string& file = request.setup.plugins[0];
   return absl::StrCat("call     ", bundle.function, " of ", bundle.method, ", stage ", bundle.stage,
-                      "\nplugin   ", file, FileNote(bundle, file), "\nlayer    ", bundle.slot.name,
-                      " [", bundle.slot.out_features, " x ", bundle.slot.in_features, "], seed ",
+                      "\nplugin   ", file, FileNote(bundle, file), "\n", Target(bundle), ", seed ",
                       bundle.seed, "\ndevice   ", request.setup.device, "\n");
 }
 
 std::string Tail(const CrashBundle& bundle, const ReplayResult& replay) {
   std::string text = absl::StrCat("outcome  ", replay.outcome);
   if (!replay.succeeded()) return absl::StrCat(text, ": ", replay.text, "\n");
-  if (bundle.function == kPlanFunction) return text + "\n";
+  if (bundle.plans()) return text + "\n";
   const TrialResult& r = replay.result;
+  const std::string scratch = FormatBytes(static_cast<int64_t>(r.scratch_bytes));
+  if (r.edits >= 0) {
+    return absl::StrCat(text, ": ", r.edits, " edits, ", r.seconds, " s, scratch ", scratch, "\n");
+  }
   return absl::StrCat(text, ": ", r.format_id, ", ", r.bits_per_weight, " bits per weight, weight ",
-                      "NMSE ", r.weight_nmse, ", ", r.seconds, " s, scratch ",
-                      FormatBytes(static_cast<int64_t>(r.scratch_bytes)), "\n");
+                      "NMSE ", r.weight_nmse, ", ", r.seconds, " s, scratch ", scratch, "\n");
 }
 
 nlohmann::ordered_json Json(const CrashBundle& bundle, const ReplayRequest& request,
@@ -79,7 +97,7 @@ nlohmann::ordered_json Json(const CrashBundle& bundle, const ReplayRequest& requ
       {"stage", bundle.stage},       {"slot", bundle.slot.name}, {"device", request.setup.device},
       {"outcome", replay.outcome}};
   if (!replay.text.empty()) json["text"] = replay.text;
-  if (replay.succeeded() && bundle.function != kPlanFunction) {
+  if (replay.succeeded() && !bundle.plans()) {
     json["result"] = ToJson(replay.result);
   }
   return json;
@@ -126,8 +144,11 @@ Command MakeReplayCommand() {
   command.notes =
       "A run keeps the inputs of a call that fails or, at the second attempt, of one that crashes\n"
       "or hangs (no sign of life for $QM_HANG_SECONDS, by default 300), below crash/ in its work\n"
-      "directory. plan() is asked again, then run() gets the same weight, statistics, options and\n"
-      "seed. Exit code 0 if that succeeds now, 1 if it fails in any way.";
+      "directory. plan() is asked again, then run() gets the same weight (a transform: the block "
+      "and\n"
+      "its inputs), statistics, options and seed. Exit code 0 if that succeeds now, 1 if it fails "
+      "in\n"
+      "any way.";
   command.run = Run;
   return command;
 }

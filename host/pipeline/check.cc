@@ -18,6 +18,7 @@ namespace quantmill {
 namespace {
 
 constexpr char kHead[] = "lm_head";
+constexpr char kEmbedding[] = "model.embed_tokens";
 
 // "*" means the linears of the blocks; the head takes part only when a pattern is about it.
 bool NamesHead(const LayerPattern& pattern) {
@@ -196,6 +197,13 @@ class Checker {
 
   void ReportUnmatched(const Stage& stage, const std::string& pattern,
                        const SourceLocation& location) {
+    const auto compiled = LayerPattern::Compile(pattern);
+    if (pattern != "*" && compiled.ok() && compiled->Matches(kEmbedding)) {
+      errors_.Add(location,
+                  absl::StrCat("pattern '", pattern, "' of stage '", stage.name,
+                               "' names the embedding, which is not packed; leave it out"));
+      return;
+    }
     errors_.Add(location,
                 ErrorText(absl::StrCat("pattern '", pattern, "' of stage '", stage.name,
                                        "' matches no layer"),

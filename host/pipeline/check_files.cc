@@ -1,6 +1,9 @@
 // What the file system says to a pipeline.
+#include <stdlib.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
@@ -52,6 +55,13 @@ void CheckModel(const Pipeline& pipeline, ErrorList* errors) {
   }
 }
 
+// Rights do not tell everything: to root, to a server of network files that maps users, or in a
+// file system of the kernel's.
+bool CanMakeFolder(const fs::path& parent) {
+  std::string probe = (parent / ".quantmill-XXXXXX").string();
+  return mkdtemp(probe.data()) != nullptr && rmdir(probe.c_str()) == 0;
+}
+
 // The nearest existing folder above a path that will be made must be writable.
 void CheckWritable(const Pipeline& pipeline, const std::string& key, const std::string& path,
                    ErrorList* errors) {
@@ -67,6 +77,10 @@ void CheckWritable(const Pipeline& pipeline, const std::string& key, const std::
   } else if (access(folder.c_str(), W_OK | X_OK) != 0) {
     errors->Add(LocationOf(pipeline, key),
                 absl::StrCat("'", key, "' cannot be made: ", folder.string(), " is not writable"));
+  } else if (!CanMakeFolder(folder)) {
+    errors->Add(LocationOf(pipeline, key),
+                absl::StrCat("'", key, "' cannot be made in ", folder.string(), ": ",
+                             std::strerror(errno), "; choose another folder"));
   }
 }
 

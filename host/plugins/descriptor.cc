@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "host/plugins/option_value.h"
+#include "host/plugins/rule_note.h"
 
 namespace quantmill {
 namespace {
@@ -16,6 +17,8 @@ constexpr uint32_t kMostMethods = 256;
 constexpr uint64_t kMostOptions = 256;
 constexpr uint64_t kMostTargets = 64;
 constexpr size_t kLongestText = 4096;
+
+constexpr char kDescriptorRule[] = "QM-P-002";  // of RULES.md
 
 constexpr const char* kCapabilityIds[] = {QM_EXT_QUANTIZE_LINEAR, QM_EXT_BLOCK_TRANSFORM,
                                           QM_EXT_BLOCK_TUNE,      QM_EXT_REPARAMETRIZE,
@@ -93,7 +96,7 @@ absl::Status CheckOptions(const qm_method& method) {
       return Bad(absl::StrCat("option ", option.name, " is listed twice"));
     }
     const absl::Status status = CheckOptionInfo(InfoOf(option));
-    if (!status.ok()) return Bad(std::string(status.message()));
+    if (!status.ok()) return BreaksRule(Bad(std::string(status.message())), "QM-P-016");
   }
   return absl::OkStatus();
 }
@@ -205,13 +208,10 @@ absl::Status CheckVersion(uint32_t abi_major, uint32_t abi_minor, uint32_t min_h
   return absl::OkStatus();
 }
 
-absl::Status CheckDescriptor(const qm_plugin* plugin) {
-  if (plugin == nullptr) return Bad(absl::StrCat(QM_ENTRY_SYMBOL, " returned NULL"));
-  if (plugin->struct_size < offsetof(qm_plugin, method_count)) {
-    return Bad(absl::StrCat("the descriptor's struct_size is ", plugin->struct_size,
-                            ", too short to hold a version"));
-  }
-  QM_RETURN_IF_ERROR(CheckVersion(plugin->abi_major, plugin->abi_minor, plugin->min_host_minor));
+namespace {
+
+// What follows the version, which another host may have.
+absl::Status CheckContent(const qm_plugin* plugin) {
   if (plugin->struct_size < sizeof(qm_plugin)) {
     return Bad(absl::StrCat("the descriptor's struct_size is ", plugin->struct_size,
                             ", less than the ", sizeof(qm_plugin), " of minor 0"));
@@ -232,6 +232,21 @@ absl::Status CheckDescriptor(const qm_plugin* plugin) {
     }
   }
   return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckDescriptor(const qm_plugin* plugin) {
+  if (plugin == nullptr) {
+    return BreaksRule(Bad(absl::StrCat(QM_ENTRY_SYMBOL, " returned NULL")), kDescriptorRule);
+  }
+  if (plugin->struct_size < offsetof(qm_plugin, method_count)) {
+    return BreaksRule(Bad(absl::StrCat("the descriptor's struct_size is ", plugin->struct_size,
+                                       ", too short to hold a version")),
+                      kDescriptorRule);
+  }
+  QM_RETURN_IF_ERROR(CheckVersion(plugin->abi_major, plugin->abi_minor, plugin->min_host_minor));
+  return BreaksRule(CheckContent(plugin), kDescriptorRule);
 }
 
 PluginInfo DescriptorInfo(const qm_plugin& plugin) {

@@ -11,6 +11,7 @@
 #include "core/base/status.h"
 #include "core/io/sha256.h"
 #include "host/plugins/descriptor.h"
+#include "host/plugins/rule_note.h"
 
 namespace quantmill {
 namespace {
@@ -51,9 +52,11 @@ absl::StatusOr<LoadedFile> OpenFile(const std::string& path) {
                                                    "check with ldd that its libraries are found"));
   }
   if (!file.library.has(QM_ENTRY_SYMBOL)) {
-    return absl::FailedPreconditionError(ErrorText(
-        absl::StrCat("cannot load plugin ", path), absl::StrCat("it has no ", QM_ENTRY_SYMBOL),
-        absl::StrCat("build it against the headers of ABI major ", QM_ABI_MAJOR)));
+    return BreaksRule(
+        absl::FailedPreconditionError(ErrorText(
+            absl::StrCat("cannot load plugin ", path), absl::StrCat("it has no ", QM_ENTRY_SYMBOL),
+            absl::StrCat("build it against the headers of ABI major ", QM_ABI_MAJOR))),
+        "QM-A-001");
   }
   const auto entry = file.library.get<const qm_plugin*()>(QM_ENTRY_SYMBOL);
   file.plugin = entry();

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
+#include "host/plugins/rule_note.h"
 
 namespace quantmill {
 
@@ -60,7 +61,7 @@ qm_tensor ReadOnlyView(const Tensor& tensor) {
 absl::Status AfterFailure(const absl::Status& failure, Backend& backend, LastWordsMark& mark) {
   if (!backend.device().is_cuda() || backend.Synchronize().ok()) return failure;
   mark.Keep();
-  return DeviceLost(failure);
+  return BreaksRule(DeviceLost(failure), "QM-P-014");
 }
 
 CallSettings SettingsOf(const std::string& what, const ResolvedOptions& options, uint64_t seed,

@@ -96,6 +96,7 @@ class Job {
     auto backend = MakeBackend(plan_.pipeline.device, plan_.pipeline.model_dtype);
     if (!backend.ok()) return RefusedError(backend.status());
     backend_ = *std::move(backend);
+    WarnOfDType();
     QM_ASSIGN_OR_RETURN(host_, MakeCpuBackend());
     QM_ASSIGN_OR_RETURN(methods_, LoadMethods(catalog_, MethodsToLoad(plan_, catalog_)));
     formats_ = std::make_unique<PluginFormats>(methods_, *host_);
@@ -103,9 +104,36 @@ class Job {
       QM_ASSIGN_OR_RETURN(words_, LastWords::Open(request_.last_words));
     }
     runner_ = std::make_unique<MethodRunner>(*backend_, words_.get(), sink_);
-    transforms_ = std::make_unique<TransformRunner>(*backend_, words_.get(), sink_);
+    transforms_ = std::make_unique<TransformRunner>(*backend_, words_.get(), sink_,
+                                                    plan_.pipeline.model_path + "/config.json");
     absl::Status status = PlanMethods();
     return status.ok() ? status : RefusedError(status);
+  }
+
+  // The CPU computes in f32 whatever is asked for.
+  void WarnOfDType() {
+    const std::optional<DType> wanted = plan_.pipeline.model_dtype;
+    if (!wanted || *wanted == backend_->activation_dtype()) return;
+    const std::string name(DTypeName(backend_->activation_dtype()));
+    Warn(ErrorText(absl::StrCat("model.dtype has no effect on ", DeviceName(backend_->device())),
+                   absl::StrCat("it computes in ", name), "leave it out, or use a GPU"));
+  }
+
+  // Statistics of a few tokens say little about any other text.
+  void WarnOfPoorText() {
+    constexpr int64_t kFew = 32;
+    const int32_t* ids = calibration_.as<const int32_t>();
+    const std::set<int32_t> different(ids, ids + calibration_.elements());
+    if (static_cast<int64_t>(different.size()) >= kFew || calibration_.elements() < 4 * kFew)
+      return;
+    Warn(ErrorText(absl::StrCat("the calibration text has only ", different.size(),
+                                " different tokens in ", calibration_.elements()),
+                   "what is measured on it will not hold for other text", "use another text"));
+  }
+
+  void Warn(std::string text) {
+    sink_({{"type", "log"}, {"severity", 2}, {"text", text}});
+    warnings_.push_back(std::move(text));
   }
 
   absl::Status PlanMethods() {
@@ -132,6 +160,11 @@ class Job {
       if (!windows.ok()) return RefusedError(windows.status());
       evaluation_ = *std::move(windows);
     }
+    if (request_.mode == JobRequest::Mode::kPlan) {
+      QM_RETURN_IF_ERROR(EstimateTime(plan_, stages_, source_->checkpoint(),
+                                      pipeline.evaluate ? evaluation_.dim(0) : 0, *backend_,
+                                      &report_));
+    }
     if (!stages_.NeedsStatistics()) return absl::OkStatus();
     // Drawing text from the model is work, not a check.
     if (request_.mode == JobRequest::Mode::kPlan && pipeline.calibration->text == "self") {
@@ -140,6 +173,7 @@ class Job {
     absl::StatusOr<Tensor> windows = CalibrationWindows(pipeline, *source_, *backend_, sink_);
     if (!windows.ok()) return RefusedError(windows.status());
     calibration_ = *std::move(windows);
+    WarnOfPoorText();
     Fingerprint fingerprint;
     fingerprint.Add(calibration_, host_->threads());
     fingerprint.Add(DTypeName(backend_->activation_dtype()));
@@ -215,7 +249,8 @@ class Job {
     result["units"] = static_cast<int64_t>(engine_->units().size());
     result["reused_units"] = engine_->reused_units();
     result["quantize_seconds"] = quantize_seconds_;
-    std::vector<std::string> warnings = verified.warnings;
+    std::vector<std::string> warnings = warnings_;
+    warnings.insert(warnings.end(), verified.warnings.begin(), verified.warnings.end());
     std::string coverage_warning;
     const auto coverage = ExpertCoverage(plan_, stages_, engine_->units(), &coverage_warning);
     for (const auto& [key, value] : coverage.items()) result[key] = value;
@@ -269,6 +304,7 @@ class Job {
   std::unique_ptr<TransformRunner> transforms_;
   StageSet stages_;
   PlanReport report_;
+  std::vector<std::string> warnings_;
   Tensor calibration_, evaluation_;
   std::string calibration_digest_;
   double quantize_seconds_ = 0;  // of the units computed here, statistics and all

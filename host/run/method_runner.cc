@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "core/base/clock.h"
 #include "core/base/status.h"
+#include "host/plugins/rule_note.h"
 #include "host/run/call_parts.h"
 #include "host/run/crash_bundle.h"
 #include "host/worker/invoke.h"
@@ -101,12 +102,15 @@ absl::StatusOr<PackedWeight> MethodRunner::ToHost(PackedWeight packed, const Slo
                                                   const std::string& what) {
   if (packed.out_features != task.slot->out_features ||
       packed.in_features != task.slot->in_features) {
-    return absl::InternalError(absl::StrCat(what, ": the result is [", packed.out_features, ", ",
-                                            packed.in_features, "], the slot ", ShapeText(task)));
+    return BreaksRule(
+        absl::InternalError(absl::StrCat(what, ": the result is [", packed.out_features, ", ",
+                                         packed.in_features, "], the slot ", ShapeText(task))),
+        "QM-P-010");
   }
   if (packed.format_id != task.plan->format_id) {
-    return absl::InternalError(absl::StrCat(what, ": plan() said ", task.plan->format_id,
-                                            ", the result is ", packed.format_id));
+    return BreaksRule(absl::InternalError(absl::StrCat(what, ": plan() said ", task.plan->format_id,
+                                                       ", the result is ", packed.format_id)),
+                      "QM-P-012");
   }
   for (NamedTensor& named : packed.tensors) {
     if (named.tensor.device().is_cpu()) continue;

@@ -21,6 +21,7 @@
 #include "core/formats/activations.h"
 #include "core/formats/affine_int.h"
 #include "core/threads/thread_pool.h"
+#include "host/run/time_estimate.h"
 #include "host/run/transform_work.h"
 #include "host/worker/services.h"
 
@@ -29,9 +30,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr double kCpuFlopsPerThread = 5e10;  // for a rough time, within a factor of two or three
-constexpr double kGpuFlops = 2e14;
-constexpr double kDiskBytesPerSecond = 1e9;
 constexpr double kUnknownBits = 8;  // assumed of methods that do not say
 // What an exported directory holds besides tensor data and copied files, in bytes.
 constexpr int64_t kHeaderBytes = 103;       // of a tensor in the header of its file
@@ -205,34 +203,24 @@ CalibrationMemory LargestCalibration(const PipelinePlan& plan, const StageSet& s
   return largest;
 }
 
-// Products of the forward passes and of the statistics, and what the methods say of themselves.
-double EstimateFlops(const PipelinePlan& plan, const StageSet& stages) {
-  double flops = 0;
-  for (const PreparedStage& stage : stages.stages) {
-    for (const SlotPlan& slot : stage.method.plans) flops += slot.flops;
-    for (const auto& [block, part] : stage.parts) flops += part.plan.flops;
+int64_t TensorBytes(const Checkpoint& checkpoint) {
+  int64_t bytes = 0;
+  for (const CheckpointTensor& tensor : checkpoint.tensors()) {
+    bytes += static_cast<int64_t>(tensor.entry->bytes());
   }
-  if (!stages.NeedsStatistics() || !plan.pipeline.calibration) return flops;
-  const double rows = static_cast<double>(plan.pipeline.calibration->samples) *
-                      static_cast<double>(plan.pipeline.calibration->sequence_length);
-  for (const LinearSlot& slot : plan.slots) {
-    if (slot.block < 0) continue;
-    flops += 2 * 2 * rows * static_cast<double>(Weights(slot));  // collect and advance
-  }
-  std::set<std::pair<int, int>> groups;
-  for (const PreparedStage& stage : stages.stages) {
-    if (!stage.needs_statistics) continue;
-    for (int index : stage.stage->slots) {
-      const LinearSlot& slot = plan.slots[static_cast<size_t>(index)];
-      if (!groups.insert({slot.block, slot.input_group}).second) continue;
-      flops += 2 * rows * static_cast<double>(slot.in_features * slot.in_features);
-    }
-  }
-  return flops;
+  return bytes;
 }
 
-std::string Gigabytes(int64_t bytes) {
-  return absl::StrFormat("%.2f GB", static_cast<double>(bytes) / 1e9);
+int64_t FileBytes(const std::string& path) {
+  std::error_code error;
+  const auto bytes = fs::file_size(path, error);
+  return error ? 0 : static_cast<int64_t>(bytes);
+}
+
+std::string Size(int64_t bytes) {
+  constexpr int64_t kSmall = 100'000'000;
+  return bytes < kSmall ? absl::StrFormat("%.2f MB", static_cast<double>(bytes) / 1e6)
+                        : absl::StrFormat("%.2f GB", static_cast<double>(bytes) / 1e9);
 }
 
 // The closest directory above `path` that exists.
@@ -354,11 +342,7 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
   if (report.parameters > 0) {
     report.bits_per_weight = stored_bits / static_cast<double>(report.parameters);
   }
-  int64_t original = 0;
-  for (const CheckpointTensor& tensor : checkpoint.tensors()) {
-    original += static_cast<int64_t>(tensor.entry->bytes());
-  }
-  report.output_bytes = original + other_bytes;
+  report.output_bytes = TensorBytes(checkpoint) + other_bytes;
   if (target != "dense") {
     report.output_bytes += static_cast<int64_t>(stored_bits / 8) - slot_bytes;
   }
@@ -376,12 +360,26 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
   } else {
     report.peak_host_bytes += working - block;
   }
-  const double rate =
-      backend.device().is_cuda() ? kGpuFlops : kCpuFlopsPerThread * backend.threads().size();
-  report.seconds =
-      EstimateFlops(plan, stages) / rate +
-      static_cast<double>(original + report.work_bytes + report.output_bytes) / kDiskBytesPerSecond;
   return report;
+}
+
+absl::Status EstimateTime(const PipelinePlan& plan, const StageSet& stages,
+                          const Checkpoint& checkpoint, int64_t evaluation_windows,
+                          Backend& backend, PlanReport* report) {
+  const Pipeline& pipeline = plan.pipeline;
+  RunExtent extent;
+  extent.evaluation_windows = evaluation_windows;
+  extent.original_bytes = TensorBytes(checkpoint);
+  extent.work_bytes = report->work_bytes;
+  extent.output_bytes = report->output_bytes;
+  if (pipeline.evaluate) extent.text_bytes += FileBytes(pipeline.evaluate->text);
+  if (stages.NeedsStatistics() && pipeline.calibration->text != "self") {
+    extent.text_bytes += FileBytes(pipeline.calibration->text);
+  }
+  QM_ASSIGN_OR_RETURN(const double rate, MeasureProductRate(backend));
+  report->seconds = SecondsFor(TotalWork(plan, stages, extent), rate, backend.device().is_cuda(),
+                               backend.threads().size());
+  return absl::OkStatus();
 }
 
 MachineState ReadMachineState(const Pipeline& pipeline, Backend& backend) {
@@ -405,9 +403,9 @@ absl::Status CheckMachine(const PipelinePlan& plan, const PlanReport& report,
   std::vector<std::string> reasons;
   auto check = [&reasons](const char* what, int64_t wanted, int64_t there, const char* remedy) {
     if (there <= 0 || wanted <= there) return;
-    reasons.push_back(ErrorText(absl::StrCat(what, ": about ", Gigabytes(wanted), " needed, ",
-                                             Gigabytes(there), " available"),
-                                "", remedy));
+    reasons.push_back(ErrorText(
+        absl::StrCat(what, ": about ", Size(wanted), " needed, ", Size(there), " available"), "",
+        remedy));
   };
   const Pipeline& pipeline = plan.pipeline;
   auto limit = [](int64_t configured, int64_t available) {

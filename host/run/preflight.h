@@ -17,9 +17,14 @@
 
 namespace quantmill {
 
-// Slots, bits, memory, disk and time of a pipeline on this backend.
+// Slots, bits, memory and disk of a pipeline on this backend.
 absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet& stages,
                                        const Checkpoint& checkpoint, Backend& backend);
+
+// Fills report->seconds; the rest of the report is there. Uses the device for some milliseconds.
+absl::Status EstimateTime(const PipelinePlan& plan, const StageSet& stages,
+                          const Checkpoint& checkpoint, int64_t evaluation_windows,
+                          Backend& backend, PlanReport* report);
 
 // Memory and disk as they are now; 0 = unknown.
 struct MachineState {

@@ -11,20 +11,12 @@
 #include "core/formats/distortion.h"
 #include "core/io/files.h"
 #include "core/threads/thread_pool.h"
+#include "host/plugins/rule_note.h"
 #include "host/run/fingerprint.h"
 #include "host/run/unit_source.h"
 
 namespace quantmill {
 namespace {
-
-// A method may refuse every layer, and a bundle is as large as the layer's Hessian.
-constexpr int kMostFailureBundles = 8;
-
-// "; repeat the call with: ..." if the folder holds the call's inputs.
-std::string ReplayHint(const std::string& bundle) {
-  if (!FileExists(bundle + "/call.json")) return "";
-  return absl::StrCat("; repeat the call with: quantmill replay ", bundle);
-}
 
 absl::StatusOr<Tensor> HostCopy(const Tensor& tensor, Backend& backend) {
   if (tensor.device().is_cpu()) return tensor;
@@ -34,6 +26,11 @@ absl::StatusOr<Tensor> HostCopy(const Tensor& tensor, Backend& backend) {
 }
 
 }  // namespace
+
+std::string ReplayHint(const std::string& bundle) {
+  if (!FileExists(bundle + "/call.json")) return "";
+  return absl::StrCat("; repeat the call with: quantmill replay ", bundle);
+}
 
 absl::Status CheckFinite(const Tensor& weight, const std::string& slot, Backend& backend) {
   QM_ASSIGN_OR_RETURN(const Tensor host, HostCopy(weight, backend));
@@ -157,7 +154,9 @@ absl::Status SlotWorker::MeasureErrors(const GroupWork& work, const SlotTask& ta
   QM_ASSIGN_OR_RETURN(const Tensor approximate, HostCopy(dequantized, *in_.backend));
   QM_ASSIGN_OR_RETURN(const Distortion distortion, MeasureDistortion(reference, approximate));
   if (!distortion.finite) {
-    return absl::InternalError("the packed weight dequantizes to values that are not finite");
+    return BreaksRule(
+        absl::InternalError("the packed weight dequantizes to values that are not finite"),
+        "QM-C-001");
   }
   record->weight_nmse = distortion.nmse();
   if (work.stats == nullptr || task.plan->stats.empty()) return absl::OkStatus();
@@ -196,7 +195,7 @@ absl::StatusOr<SlotResult> SlotWorker::Accept(const GroupWork& work, size_t inde
   r.bits_per_weight = packed->BitsPerWeight();
   r.seconds = outcome.seconds;
   r.scratch_peak_bytes = static_cast<int64_t>(outcome.scratch_peak);
-  QM_RETURN_IF_ERROR(context(in_.formats->Check(*packed)));
+  QM_RETURN_IF_ERROR(BreaksRule(context(in_.formats->Check(*packed)), "QM-P-010"));
   const std::string& target = in_.plan->pipeline.export_format;
   if (target != "quantmill" && target != "dense") {
     QM_RETURN_IF_ERROR(context(in_.formats->CanStore(target, packed->format_id, packed->format_json,

@@ -23,6 +23,11 @@ namespace quantmill {
 
 // A call that takes a worker down is made once more in a fresh one.
 inline constexpr int kCallAttempts = 2;
+// A method may refuse every layer, and the inputs of a call are as large as the layer's Hessian.
+inline constexpr int kMostFailureBundles = 8;
+
+// "; repeat the call with: ..." if the folder holds the inputs of a call.
+std::string ReplayHint(const std::string& bundle);
 
 // DATA_LOSS naming the first weight that is not finite. weight: F32 [out, in] on the backend.
 absl::Status CheckFinite(const Tensor& weight, const std::string& slot, Backend& backend);

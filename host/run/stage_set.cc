@@ -106,7 +106,7 @@ class Preparer {
       block.scale_dtype = set_.scale_dtype;
     }
     for (auto& [block, part] : prepared->parts) {
-      part.block.sites = SitesAmong(part.block);
+      part.block.sites = SitesAmong(plan_.config, part.block);
       QM_ASSIGN_OR_RETURN(part.plan, transforms_.Plan(bound.loaded, stage.name, part.block,
                                                       stage.options[first.at(block)]));
       for (const LinearSlot& slot : part.block.slots) {
@@ -146,20 +146,6 @@ class Preparer {
       return next;
     }
     return next;
-  }
-
-  // Sites whose linears are all in the stage's hands.
-  std::vector<ScaleSite> SitesAmong(const TransformBlock& block) const {
-    std::set<std::string> names;
-    for (const LinearSlot& slot : block.slots) names.insert(slot.name);
-    std::vector<ScaleSite> sites = BlockSites(plan_.config, block.block);
-    std::erase_if(sites, [&](const ScaleSite& site) {
-      if (site.producer_is_slot && !names.contains(site.producer)) return true;
-      return std::any_of(site.consumers.begin(), site.consumers.end(), [&](const SiteConsumer& c) {
-        return c.is_slot() && !names.contains(c.name);
-      });
-    });
-    return sites;
   }
 
   static absl::Status RefuseHead(const PlannedStage& stage, const LinearSlot& slot) {

@@ -1,19 +1,21 @@
 #include "host/run/transform_runner.h"
 
+#include <algorithm>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
+#include "host/plugins/rule_note.h"
 #include "host/run/call_parts.h"
+#include "host/run/transform_bundle.h"
 #include "host/worker/invoke.h"
 #include "host/worker/tensor_view.h"
 
 namespace quantmill {
 namespace {
 
-constexpr char kPlan[] = "block-transform.plan";
-constexpr char kRun[] = "block-transform.run";
 constexpr uint64_t kMaxEdits = 1 << 20;
 constexpr int kRotationWidthShift = 32;  // in qm_scale_site::flags
 
@@ -74,10 +76,25 @@ class BlockView {
 
 }  // namespace
 
-TransformRunner::TransformRunner(Backend& backend, LastWords* words, EventSink sink)
+std::vector<ScaleSite> SitesAmong(const ModelConfig& config, const TransformBlock& block) {
+  std::set<std::string> names;
+  for (const LinearSlot& slot : block.slots) names.insert(slot.name);
+  std::vector<ScaleSite> sites = BlockSites(config, block.block);
+  std::erase_if(sites, [&](const ScaleSite& site) {
+    if (site.producer_is_slot && !names.contains(site.producer)) return true;
+    return std::any_of(site.consumers.begin(), site.consumers.end(), [&](const SiteConsumer& c) {
+      return c.is_slot() && !names.contains(c.name);
+    });
+  });
+  return sites;
+}
+
+TransformRunner::TransformRunner(Backend& backend, LastWords* words, EventSink sink,
+                                 std::string config_file)
     : backend_(backend),
       words_(words),
       sink_(std::move(sink)),
+      config_file_(std::move(config_file)),
       log_([this](int32_t severity, const std::string& text) {
         sink_({{"type", "log"}, {"severity", severity}, {"text", text}});
       }) {}
@@ -92,20 +109,24 @@ CallSettings TransformRunner::Settings(const LoadedMethod& method, const std::st
   return settings;
 }
 
-nlohmann::json TransformRunner::Words(const LoadedMethod& method, const std::string& stage,
-                                      const std::string& key, const std::string& function,
+nlohmann::json TransformRunner::Words(const LoadedMethod& method, const RunContext& context,
+                                      const std::string& function,
                                       const TransformTask& task) const {
-  // Without options: no bundle of a transform's call can be repeated.
-  return {{"plugin", method.method->id},
-          {"version", method.method->version},
-          {"path", method.path},
-          {"function", function},
-          {"stage", stage},
-          {"key", key},
-          {"slot", task.block->name},
-          {"slots", nlohmann::json::array({task.block->name})},
-          {"shape", absl::StrCat("[", task.block->slots.size(), " linears]")},
-          {"seed", task.seed}};
+  nlohmann::json words =
+      DescribeTransformCall(method, context.stage, function, task, backend_, config_file_);
+  words["key"] = context.key;
+  words["slots"] = nlohmann::json::array({task.block->name});
+  words["shape"] = absl::StrCat("[", task.block->slots.size(), " linears]");
+  if (context.bundle) words["bundle"] = context.BundleOf(task.block->name);
+  return words;
+}
+
+absl::Status TransformRunner::SaveCall(const LoadedMethod& method, const RunContext& context,
+                                       const TransformTask& task) {
+  return WriteTransformBundle(context.BundleOf(task.block->name), backend_,
+                              DescribeTransformCall(method, context.stage, kTransformRunFunction,
+                                                    task, backend_, config_file_),
+                              task);
 }
 
 absl::StatusOr<TransformPlan> TransformRunner::Plan(const LoadedMethod& method,
@@ -120,8 +141,10 @@ absl::StatusOr<TransformPlan> TransformRunner::Plan(const LoadedMethod& method,
   TransformTask task;
   task.block = &block;
   task.options = &options;
-  const LastWordsMark mark(words_, Words(method, stage, "", kPlan, task));
-  CallSettings settings = Settings(method, stage, kPlan, task);
+  RunContext context;
+  context.stage = stage;
+  const LastWordsMark mark(words_, Words(method, context, kTransformPlanFunction, task));
+  CallSettings settings = Settings(method, stage, kTransformPlanFunction, task);
   const std::string what = settings.what;
   PluginCall call(backend_, std::move(settings));
   const BlockView view(task);
@@ -170,10 +193,15 @@ absl::StatusOr<std::vector<BlockEdit>> TransformRunner::TakeEdits(const qm_edit*
   return result;
 }
 
-TransformOutcome TransformRunner::Run(const LoadedMethod& method, const std::string& stage,
-                                      const std::string& key, const TransformTask& task) {
+TransformOutcome TransformRunner::Run(const LoadedMethod& method, const RunContext& context,
+                                      const TransformTask& task) {
   const auto* table = method.Ext<qm_block_transform>(QM_EXT_BLOCK_TRANSFORM);
-  CallSettings settings = Settings(method, stage, kRun, task);
+  TransformOutcome outcome;
+  if (context.bundle) {
+    outcome.status = SaveCall(method, context, task);
+    if (!outcome.status.ok()) return outcome;
+  }
+  CallSettings settings = Settings(method, context.stage, kTransformRunFunction, task);
   const std::string what = settings.what;
   if (task.plan->scratch_bytes > 0) {
     settings.scratch_limit = task.plan->scratch_bytes + kScratchSlack;
@@ -187,10 +215,9 @@ TransformOutcome TransformRunner::Run(const LoadedMethod& method, const std::str
                                                      task.stats_from_original));
     pointers.push_back(stats.back()->get());
   }
-  TransformOutcome outcome;
   const qm_edit* edits = nullptr;
   uint64_t count = 0;
-  LastWordsMark mark(words_, Words(method, stage, key, kRun, task));
+  LastWordsMark mark(words_, Words(method, context, kTransformRunFunction, task));
   outcome.status = Invoke(call, table->run, view.get(), pointers.data(), &edits, &count);
   outcome.scratch_peak = call.scratch_peak_bytes();
   if (!outcome.status.ok()) {
@@ -199,7 +226,7 @@ TransformOutcome TransformRunner::Run(const LoadedMethod& method, const std::str
   }
   // Still under the mark: what the plugin says of its edits may point anywhere.
   absl::StatusOr<std::vector<BlockEdit>> taken = TakeEdits(edits, count);
-  outcome.status = WithContext(taken.status(), what);
+  outcome.status = BreaksRule(WithContext(taken.status(), what), kEditRule);
   if (taken.ok()) outcome.edits = *std::move(taken);
   return outcome;
 }

@@ -4,6 +4,7 @@
 #define QUANTMILL_HOST_RUN_TRANSFORM_RUNNER_H_
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "core/model/block_edits.h"
 #include "core/model/graph.h"
 #include "core/model/sites.h"
+#include "core/model/weights.h"
 #include "core/tensor/backend.h"
 #include "host/plugins/registry.h"
 #include "host/run/method_runner.h"
@@ -21,6 +23,11 @@
 #include "host/supervisor/process.h"
 
 namespace quantmill {
+
+inline constexpr char kTransformPlanFunction[] = "block-transform.plan";
+inline constexpr char kTransformRunFunction[] = "block-transform.run";
+// Of RULES.md: what edits promise.
+inline constexpr char kEditRule[] = "QM-C-007";
 
 // The part of a block that a transform stage works on.
 struct TransformBlock {
@@ -33,6 +40,9 @@ struct TransformBlock {
   std::vector<ScaleSite> sites;
   DType scale_dtype = DType::kF16;
 };
+
+// Sites of the block whose linears are all among its `slots`.
+std::vector<ScaleSite> SitesAmong(const ModelConfig& config, const TransformBlock& block);
 
 // What plan() said about a block.
 struct TransformPlan {
@@ -51,6 +61,11 @@ struct TransformTask {
   bool stats_from_original = false;   // the single stream of the calibration is the untouched one
   uint64_t seed = 0;
   BlockTrials* trials = nullptr;  // null: no calibration text
+  // What the trials run on, to be written down if the call fails.
+  const ModelConfig* config = nullptr;
+  const BlockWeights* dense = nullptr;
+  int64_t windows = 0;
+  std::function<absl::StatusOr<Tensor>(int64_t window)> inputs;
 };
 
 struct TransformOutcome {
@@ -61,25 +76,32 @@ struct TransformOutcome {
 
 class TransformRunner {
  public:
-  // `words` may be null. Both must outlive this object.
-  TransformRunner(Backend& backend, LastWords* words, EventSink sink);
+  // `words` may be null. Both must outlive this object. `config_file`: the model's config.json,
+  // named to who survives a call that crashes.
+  TransformRunner(Backend& backend, LastWords* words, EventSink sink, std::string config_file);
 
   absl::StatusOr<TransformPlan> Plan(const LoadedMethod& method, const std::string& stage,
                                      const TransformBlock& block, const ResolvedOptions& options);
-  // `key`: UnitKeys::attempt, for remembering a crash.
-  TransformOutcome Run(const LoadedMethod& method, const std::string& stage, const std::string& key,
+  // Writes the call's inputs to context.BundleOf(block) first if context.bundle says so.
+  TransformOutcome Run(const LoadedMethod& method, const RunContext& context,
                        const TransformTask& task);
+
+  // Writes the inputs of run() to context.BundleOf(block), to be called again from there
+  // (host/run/transform_bundle.h).
+  absl::Status SaveCall(const LoadedMethod& method, const RunContext& context,
+                        const TransformTask& task);
 
  private:
   CallSettings Settings(const LoadedMethod& method, const std::string& stage,
                         const std::string& function, const TransformTask& task);
-  nlohmann::json Words(const LoadedMethod& method, const std::string& stage, const std::string& key,
+  nlohmann::json Words(const LoadedMethod& method, const RunContext& context,
                        const std::string& function, const TransformTask& task) const;
   absl::StatusOr<std::vector<BlockEdit>> TakeEdits(const qm_edit* edits, uint64_t count);
 
   Backend& backend_;
   LastWords* words_;
   EventSink sink_;
+  std::string config_file_;
   PluginLog log_;
 };
 

@@ -1,32 +1,19 @@
 #include "host/run/transform_work.h"
 
 #include <algorithm>
-#include <optional>
+#include <filesystem>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/clock.h"
 #include "core/base/status.h"
+#include "host/plugins/rule_note.h"
+#include "host/run/edit_check.h"
 #include "host/run/fingerprint.h"
-#include "host/run/preservation.h"
 
 namespace quantmill {
 namespace {
-
-constexpr int64_t kCheckedRows = 128;  // of calibration text,
-constexpr int64_t kMadeUpRows = 32;    // or without any
-
-// Hidden states for a block without calibration text: uniform in [-1, 1), the same every time.
-absl::StatusOr<Tensor> MadeUpInput(int64_t hidden_size) {
-  QM_ASSIGN_OR_RETURN(Tensor input, Tensor::Host(DType::kF32, {kMadeUpRows, hidden_size}));
-  uint64_t state = 1;
-  for (int64_t i = 0; i < input.elements(); ++i) {
-    state = state * 6364136223846793005u + 1442695040888963407u;  // Knuth's MMIX generator
-    input.as<float>()[i] = static_cast<float>(static_cast<double>(state >> 11) * 0x1p-52 - 1.0);
-  }
-  return input;
-}
 
 bool Concerns(const BlockEdit& edit, const std::vector<ScaleSite>& sites, const std::string& slot) {
   if (!edit.preserves()) return edit.target == slot || absl::StartsWith(edit.target, slot + ".");
@@ -39,68 +26,48 @@ bool Concerns(const BlockEdit& edit, const std::vector<ScaleSite>& sites, const 
 
 }  // namespace
 
-absl::StatusOr<Tensor> TransformWorker::SampleInput(const TransformWork& work) {
-  if (work.calibration == nullptr) {
-    QM_ASSIGN_OR_RETURN(const Tensor input, MadeUpInput(in_.plan->config.hidden_size));
-    return in_.backend->ToDevice(input);
-  }
-  QM_ASSIGN_OR_RETURN(const Tensor window, work.calibration->Input(0, false));
-  const Tensor rows = window.Rows(0, std::min(kCheckedRows, window.dim(0)));
-  QM_ASSIGN_OR_RETURN(Tensor input, in_.backend->Allocate(DType::kF32, rows.shape()));
-  QM_RETURN_IF_ERROR(in_.backend->Copy(rows, &input));
-  return input;
-}
-
 absl::Status TransformWorker::Check(const TransformWork& work, const std::vector<BlockEdit>& edits,
                                     std::set<std::string>* changed) {
-  const TransformBlock& block = BlockOf(work);
-  const BlockEditor& editor = *work.state->editor();
-  for (const BlockEdit& edit : edits) {
-    QM_RETURN_IF_ERROR(editor.Check(edit));
-    const bool offered = std::any_of(block.sites.begin(), block.sites.end(),
-                                     [&](const ScaleSite& site) { return site.id == edit.target; });
-    const std::string module = edit.kind == EditKind::kReplace
-                                   ? edit.target.substr(0, edit.target.rfind('.'))
-                                   : edit.target;
-    const std::vector<LinearSlot> slots = BlockSlots(in_.plan->config, block.block);
-    const auto named = [&](const LinearSlot& slot) { return slot.name == module; };
-    const bool foreign = std::any_of(slots.begin(), slots.end(), named) &&
-                         std::none_of(block.slots.begin(), block.slots.end(), named);
-    if (edit.preserves() ? !offered : foreign) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("edit '", std::string(EditName(edit.kind)), "' of ", edit.target,
-                       ": it reaches linears that the stage's layers do not name"));
-    }
+  Tensor window;
+  if (work.calibration != nullptr) {
+    QM_ASSIGN_OR_RETURN(window, work.calibration->Input(0, false));
   }
-  BlockWeights trial = work.state->dense();
-  for (const BlockEdit& edit : edits) {
-    QM_RETURN_IF_ERROR(editor.Apply(edit, &trial, changed).status());
-  }
-  QM_ASSIGN_OR_RETURN(const Tensor input, SampleInput(work));
-  return CheckPreserved(in_.plan->config, block.block, editor, work.state->dense(), edits, input,
-                        *in_.backend);
+  QM_ASSIGN_OR_RETURN(const Tensor input,
+                      CheckedInput(work.calibration == nullptr ? nullptr : &window,
+                                   in_.plan->config.hidden_size, *in_.backend));
+  return CheckEdits(in_.plan->config, BlockOf(work), *work.state->editor(), work.state->dense(),
+                    edits, input, *in_.backend, changed);
 }
 
-absl::StatusOr<std::vector<BlockEdit>> TransformWorker::Propose(const TransformWork& work,
-                                                                TransformOutcome* outcome) {
+int TransformWorker::Crashes(const TransformWork& work, std::string* how) const {
+  int count = 0;
+  for (const CrashRecord& crash : in_.journal->crashes) {
+    if (crash.key != work.keys.attempt || !crash.Covers(BlockOf(work).name)) continue;
+    ++count;
+    *how = crash.how;
+  }
+  return count;
+}
+
+RunContext TransformWorker::ContextFor(const TransformWork& work) const {
+  RunContext context;
+  context.stage = work.stage->stage->name;
+  context.key = work.keys.attempt;
+  context.crash_dir = absl::StrCat(in_.work_dir, "/crash/", work.keys.attempt);
+  return context;
+}
+
+absl::Status TransformWorker::Prepare(const TransformWork& work, PreparedCall* call) {
   const PlannedStage& stage = *work.stage->stage;
   const PreparedStage::Part& part = work.stage->parts.at(work.state->index());
-  for (const CrashRecord& crash : in_.journal->crashes) {
-    const auto same = [&](const CrashRecord& other) {
-      return other.key == work.keys.attempt && other.Covers(part.block.name);
-    };
-    if (!same(crash)) continue;
-    const auto& crashes = in_.journal->crashes;
-    if (std::count_if(crashes.begin(), crashes.end(), same) >= kCallAttempts) {
-      return absl::AbortedError(absl::StrCat(crash.how, ", twice; not tried again"));
-    }
-  }
-  TransformTask task;
+  TransformTask& task = call->task;
   task.block = &part.block;
   task.plan = &part.plan;
   task.options = &work.stage->OptionsOf(work.slots[0]);
   task.seed = SlotSeed(in_.plan->pipeline.seed, stage.name, part.block.name);
   task.stats_from_original = work.single_original_stream;
+  task.config = &in_.plan->config;
+  task.dense = &work.state->dense();
   if (!part.plan.stats.empty()) task.stats = &work.state->statistics();
   for (const LinearSlot& slot : part.block.slots) {
     const Tensor& dense = work.state->dense().At(slot)->dense;
@@ -112,19 +79,32 @@ absl::StatusOr<std::vector<BlockEdit>> TransformWorker::Propose(const TransformW
     QM_RETURN_IF_ERROR(CheckFinite(weight, slot.name, *in_.backend));
     task.weights.push_back(std::move(weight));
   }
-  std::optional<BlockTrials> trials;
-  if (work.calibration != nullptr) {
-    const bool original = work.stage->uses_original_stream && !work.single_original_stream &&
-                          !work.stage->uses_quantized_stream;
-    trials.emplace(
-        *in_.backend, in_.plan->config, part.block.block, work.state->dense(),
-        work.calibration->windows(),
-        [&work, original](int64_t window) { return work.calibration->Input(window, original); },
-        kTrialCacheBytes);
-    task.trials = &*trials;
-  }
-  *outcome = runner_.Run(work.stage->method.loaded, stage.name, work.keys.attempt, task);
+  if (work.calibration == nullptr) return absl::OkStatus();
+  const bool original = work.stage->uses_original_stream && !work.single_original_stream &&
+                        !work.stage->uses_quantized_stream;
+  task.windows = work.calibration->windows();
+  task.inputs = [&work, original](int64_t window) {
+    return work.calibration->Input(window, original);
+  };
+  call->trials.emplace(*in_.backend, in_.plan->config, part.block.block, *task.dense, task.windows,
+                       task.inputs, kTrialCacheBytes);
+  task.trials = &*call->trials;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<BlockEdit>> TransformWorker::Propose(const TransformWork& work,
+                                                                const RunContext& context,
+                                                                const TransformTask& task,
+                                                                TransformOutcome* outcome,
+                                                                std::set<std::string>* changed) {
+  const LoadedMethod& method = work.stage->method.loaded;
+  *outcome = runner_.Run(method, context, task);
   QM_RETURN_IF_ERROR(outcome->status);
+  QM_RETURN_IF_ERROR(
+      BreaksRule(WithContext(Check(work, outcome->edits, changed),
+                             absl::StrCat("stage ", context.stage, ", plugin ", method.method->id,
+                                          ", ", BlockOf(work).name)),
+                 kEditRule));
   return std::move(outcome->edits);
 }
 
@@ -165,32 +145,51 @@ std::vector<SlotRecord> TransformWorker::Records(const TransformWork& work,
 
 absl::StatusOr<TransformResult> TransformWorker::Run(const TransformWork& work) {
   const auto start = Clock::now();
-  const PlannedStage& stage = *work.stage->stage;
+  RunContext context = ContextFor(work);
+  const std::string bundle = context.BundleOf(BlockOf(work).name);
+  std::string how;
+  const int crashes = Crashes(work, &how);
+  context.bundle = crashes > 0;
   TransformOutcome outcome;
   TransformResult result;
-  absl::StatusOr<std::vector<BlockEdit>> edits = Propose(work, &outcome);
-  absl::Status failure = edits.status();
-  if (failure.ok()) {
-    failure =
-        WithContext(Check(work, *edits, &result.changed),
-                    absl::StrCat("stage ", stage.name, ", plugin ",
-                                 work.stage->method.loaded.method->id, ", ", BlockOf(work).name));
+  if (crashes >= kCallAttempts) {
+    return HandleFailure(work, absl::AbortedError(absl::StrCat(how, ", twice; not tried again")),
+                         bundle, outcome, SecondsSince(start));
   }
-  const double seconds = SecondsSince(start);
-  if (failure.ok()) {
+  PreparedCall call;
+  QM_RETURN_IF_ERROR(Prepare(work, &call));
+  absl::StatusOr<std::vector<BlockEdit>> edits =
+      Propose(work, context, call.task, &outcome, &result.changed);
+  if (edits.ok()) {
+    std::error_code error;
+    if (context.bundle) std::filesystem::remove_all(bundle, error);
     result.edits = *std::move(edits);
-    result.records = Records(work, outcome, result.edits, seconds, "");
+    result.records = Records(work, outcome, result.edits, SecondsSince(start), "");
     return result;
   }
+  if (IsDeviceLost(edits.status())) return edits.status();
+  // The bundle is a help for the plugin's author; the failure matters more than its own.
+  if (failure_bundles_++ < kMostFailureBundles) {
+    runner_.SaveCall(work.stage->method.loaded, context, call.task).IgnoreError();
+  }
+  return HandleFailure(work, edits.status(), bundle, outcome, SecondsSince(start));
+}
+
+absl::StatusOr<TransformResult> TransformWorker::HandleFailure(const TransformWork& work,
+                                                               const absl::Status& failure,
+                                                               const std::string& bundle,
+                                                               const TransformOutcome& outcome,
+                                                               double seconds) {
+  const PlannedStage& stage = *work.stage->stage;
+  const std::string text = absl::StrCat(failure.message(), ReplayHint(bundle));
   // A damaged checkpoint is nothing a method could be excused for.
-  if (IsDeviceLost(failure) || absl::IsDataLoss(failure) ||
-      stage.on_error.action == OnError::Action::kStop)
-    return failure;
+  if (absl::IsDataLoss(failure) || stage.on_error.action == OnError::Action::kStop) {
+    return absl::Status(failure.code(), text);
+  }
   in_.sink({{"type", "log"},
             {"severity", 2},
-            {"text", absl::StrCat(failure.message(), "; ", BlockOf(work).name,
-                                  " stays as it was (on_error)")}});
-  result.changed.clear();
+            {"text", absl::StrCat(text, "; ", BlockOf(work).name, " stays as it was (on_error)")}});
+  TransformResult result;
   result.records = Records(work, outcome, {}, seconds, std::string(failure.message()));
   return result;
 }

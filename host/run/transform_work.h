@@ -2,6 +2,7 @@
 #ifndef QUANTMILL_HOST_RUN_TRANSFORM_WORK_H_
 #define QUANTMILL_HOST_RUN_TRANSFORM_WORK_H_
 
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -43,12 +44,29 @@ class TransformWorker {
   absl::StatusOr<TransformResult> Run(const TransformWork& work);
 
  private:
+  // A call's inputs, with what they point to.
+  struct PreparedCall {
+    TransformTask task;
+    std::optional<BlockTrials> trials;
+  };
+  absl::Status Prepare(const TransformWork& work, PreparedCall* call);
+  // Checked edits; the names of the tensors they change go to *changed.
   absl::StatusOr<std::vector<BlockEdit>> Propose(const TransformWork& work,
-                                                 TransformOutcome* outcome);
+                                                 const RunContext& context,
+                                                 const TransformTask& task,
+                                                 TransformOutcome* outcome,
+                                                 std::set<std::string>* changed);
+  // How often the call for this block took a worker down, and the last report of it.
+  int Crashes(const TransformWork& work, std::string* how) const;
+  RunContext ContextFor(const TransformWork& work) const;
+  // The block as it was, or the failure, as on_error says. bundle: the folder with the call's
+  // inputs, if there is one.
+  absl::StatusOr<TransformResult> HandleFailure(const TransformWork& work,
+                                                const absl::Status& failure,
+                                                const std::string& bundle,
+                                                const TransformOutcome& outcome, double seconds);
   absl::Status Check(const TransformWork& work, const std::vector<BlockEdit>& edits,
                      std::set<std::string>* changed);
-  // The input the edited block is checked on: [rows, hidden] F32 on the device.
-  absl::StatusOr<Tensor> SampleInput(const TransformWork& work);
   std::vector<SlotRecord> Records(const TransformWork& work, const TransformOutcome& outcome,
                                   const std::vector<BlockEdit>& edits, double seconds,
                                   const std::string& error) const;
@@ -58,6 +76,7 @@ class TransformWorker {
 
   SlotWorkInputs in_;
   TransformRunner& runner_;
+  int failure_bundles_ = 0;
 };
 
 }  // namespace quantmill

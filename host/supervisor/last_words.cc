@@ -26,13 +26,15 @@ absl::StatusOr<std::unique_ptr<LastWords>> LastWords::Open(const std::string& pa
   static_assert(std::atomic<uint64_t>::is_always_lock_free);
   const int descriptor = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (descriptor < 0) return SystemError("open", path, errno);
+  // Its blocks are reserved: on a full disk, a write to a hole in a mapped file is a SIGBUS.
+  int error = posix_fallocate(descriptor, 0, sizeof(Record));
   void* memory = MAP_FAILED;
-  if (ftruncate(descriptor, sizeof(Record)) == 0) {
+  if (error == 0) {
     memory = mmap(nullptr, sizeof(Record), PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+    error = errno;
   }
-  const int error = errno;
   close(descriptor);
-  if (memory == MAP_FAILED) return SystemError("map", path, error);
+  if (memory == MAP_FAILED) return SystemError("reserve", path, error);
   return std::unique_ptr<LastWords>(new LastWords(static_cast<Record*>(memory)));
 }
 
@@ -42,8 +44,9 @@ void LastWords::Begin(const nlohmann::json& words) {
   std::string text = words.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   if (text.size() > sizeof(record_->text)) {
     nlohmann::json shorter = words;
-    shorter.erase("options");
-    shorter.erase("slots");
+    for (const char* key : {"options", "slots", "linears", "weight_dtypes", "next_roundings"}) {
+      shorter.erase(key);
+    }
     text = shorter.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   }
   const size_t size = std::min(text.size(), sizeof(record_->text));

@@ -189,6 +189,13 @@ std::string WorkerEnd::How(double hang_seconds) const {
   return absl::StrCat("exited with code ", exit_code);
 }
 
+std::string_view WorkerEnd::BrokenRule() const {
+  if (hung) return "QM-P-008";
+  if (exit_code == kExitDeviceLost || signal == SIGSEGV || signal == SIGBUS) return "QM-P-014";
+  if (signal == SIGKILL || signal == SIGTERM || signal == SIGINT) return "";  // or the system's
+  return "QM-P-007";
+}
+
 absl::StatusOr<WorkerEnd> RunWorker(const WorkerOptions& options, const EventSink& sink) {
   std::unique_ptr<LastWords> words;
   if (!options.last_words.empty()) {

@@ -7,6 +7,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -43,6 +44,9 @@ struct WorkerEnd {
   std::optional<nlohmann::json> ended_call;    // between calls: the last one
   // "died (SIGSEGV)", "hung for 300 s", "exited with code 1"
   std::string How(double hang_seconds) const;
+  // The rule of RULES.md that a call which ended so broke; "" where it need not be the plugin's
+  // doing.
+  std::string_view BrokenRule() const;
   bool lost() const { return signal != 0 || hung || exit_code == kExitDeviceLost; }
 };
 

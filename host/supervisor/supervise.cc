@@ -1,5 +1,7 @@
 #include "host/supervisor/supervise.h"
 
+#include <signal.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
@@ -13,6 +15,7 @@
 #include "core/io/files.h"
 #include "core/io/sha256.h"
 #include "host/cli/command.h"
+#include "host/plugins/rule_note.h"
 
 namespace quantmill {
 namespace {
@@ -50,6 +53,11 @@ std::string SlotList(const nlohmann::json& call) {
 std::string ReplayHint(const std::string& bundle) {
   if (bundle.empty()) return "";
   return absl::StrCat("; repeat the call with: quantmill replay ", bundle);
+}
+
+std::string NoteOf(const WorkerEnd& end) {
+  const std::string_view rule = end.BrokenRule();
+  return rule.empty() ? "" : RuleNote(rule);
 }
 
 nlohmann::json Warning(const std::string& text) {
@@ -110,9 +118,9 @@ class Supervisor {
   // OK: start another worker.
   absl::Status HandleLoss(const WorkerEnd& end) {
     const std::string how = end.How(options_.hang_seconds);
-    if (!end.running_call) return HandleHostLoss(how, end.ended_call);
+    if (!end.running_call) return HandleHostLoss(end, how);
     const nlohmann::json& call = *end.running_call;
-    const std::string text = DescribeLoss(call, how);
+    const std::string text = absl::StrCat(DescribeLoss(call, how), NoteOf(end));
     const std::string key = Text(call, "key");
     if (journal_ == nullptr || key.empty()) {
       return absl::InternalError(absl::StrCat(text, ReplayHint(SavePlanCall(call))));
@@ -139,22 +147,32 @@ class Supervisor {
     std::filesystem::create_directories(directory, error);
     const absl::StatusOr<std::string> digest = Sha256OfFile(Text(call, "path"));
     if (error || !digest.ok()) return "";
+    if (call.contains("config")) {  // a transform asks about a block of the model
+      std::filesystem::copy_file(Text(call, "config"), directory + "/config.json",
+                                 std::filesystem::copy_options::overwrite_existing, error);
+      if (error) return "";
+    }
     call["plugin_sha256"] = *digest;
     const bool written = WriteFile(directory + "/call.json", call.dump(1) + "\n").ok();
     return written ? directory : "";
   }
 
-  absl::Status HandleHostLoss(const std::string& how,
-                              const std::optional<nlohmann::json>& ended_call) {
+  absl::Status HandleHostLoss(const WorkerEnd& end, const std::string& how) {
+    const std::optional<nlohmann::json>& ended_call = end.ended_call;
     std::string text = absl::StrCat("the worker ", how, " outside of any plugin call");
     if (ended_call) {
       absl::StrAppend(&text, " (the last one was ", Text(*ended_call, "function"), " of ",
                       Text(*ended_call, "plugin"), " on ", SlotList(*ended_call),
-                      "; a plugin that writes to memory it no longer owns does this)");
+                      "; a plugin that writes to memory it no longer owns does this",
+                      RuleNote("QM-P-003"), ")");
     }
+    // SIGBUS: a page of a mapped file is not there.
     const char* remedy =
-        "if the machine ran out of memory, use fewer calibration samples; everything finished is "
-        "kept for --resume";
+        end.signal == SIGBUS
+            ? "a file it was reading became shorter, or its disk is gone or full; everything "
+              "finished is kept for --resume"
+            : "if the machine ran out of memory, use fewer calibration samples; everything "
+              "finished is kept for --resume";
     if (journal_ == nullptr || ++host_losses_ >= kAttempts) {
       return absl::InternalError(ErrorText(text, "", remedy));
     }

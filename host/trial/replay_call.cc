@@ -34,8 +34,21 @@ absl::StatusOr<Statistics> StatisticsFor(const CrashBundle& bundle, const SlotPl
   return statistics;
 }
 
+absl::StatusOr<TrialResult> CallTransform(const CrashBundle& bundle, const ReplayRequest& request,
+                                          TrialSession& session) {
+  TransformTrial call;
+  call.stage = bundle.stage;
+  call.block = bundle.block.get();
+  call.options = request.options;
+  call.seed = bundle.seed;
+  if (!bundle.plans()) return session.CallTransform(call);
+  QM_RETURN_IF_ERROR(session.PlanTransform(call).status());
+  return TrialResult();
+}
+
 absl::StatusOr<TrialResult> Call(const CrashBundle& bundle, const ReplayRequest& request,
                                  TrialSession& session) {
+  if (bundle.block != nullptr) return CallTransform(bundle, request, session);
   TrialCall call;
   call.stage = bundle.stage;
   call.slot = bundle.slot;
@@ -47,15 +60,17 @@ absl::StatusOr<TrialResult> Call(const CrashBundle& bundle, const ReplayRequest&
   call.statistics = [&](const SlotPlan& plan) {
     return StatisticsFor(bundle, plan, session.backend());
   };
-  if (bundle.function != kPlanFunction) return session.Call(call);
+  if (!bundle.plans()) return session.Call(call);
   QM_RETURN_IF_ERROR(session.Plan(call).status());
   return TrialResult();
 }
 
 absl::StatusOr<ReplayResult> Replay(const ReplayRequest& request, const EventSink& sink) {
   QM_ASSIGN_OR_RETURN(const CrashBundle bundle, ReadCrashBundle(request.directory));
-  QM_ASSIGN_OR_RETURN(const std::unique_ptr<TrialSession> session,
-                      TrialSession::Open(request.setup, sink));
+  QM_ASSIGN_OR_RETURN(
+      const std::unique_ptr<TrialSession> session,
+      TrialSession::Open(request.setup, sink,
+                         bundle.block == nullptr ? DType::kF32 : bundle.block->activation_dtype));
   const absl::StatusOr<TrialResult> result = Call(bundle, request, *session);
   if (IsDeviceLost(result.status())) return result.status();
   ReplayResult replay;

@@ -5,10 +5,15 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "core/base/clock.h"
 #include "core/base/status.h"
+#include "core/calib/block_trials.h"
 #include "core/formats/distortion.h"
 #include "host/plugins/catalog.h"
+#include "host/plugins/rule_note.h"
 #include "host/run/backend.h"
+#include "host/run/edit_check.h"
+#include "host/run/transform_work.h"
 #include "host/run/unit_source.h"
 
 namespace quantmill {
@@ -52,6 +57,11 @@ TrialSetup TrialSetupFromJson(const nlohmann::json& json) {
 }
 
 nlohmann::ordered_json ToJson(const TrialResult& result) {
+  if (result.edits >= 0) {
+    return {{"edits", result.edits},
+            {"seconds", result.seconds},
+            {"scratch_bytes", result.scratch_bytes}};
+  }
   nlohmann::ordered_json json = {{"format", result.format_id},
                                  {"bits_per_weight", result.bits_per_weight},
                                  {"weight_nmse", result.weight_nmse}};
@@ -69,15 +79,17 @@ TrialResult TrialResultFromJson(const nlohmann::ordered_json& json) {
   result.output_nmse = json.value("output_nmse", -1.0);
   result.seconds = json.value("seconds", 0.0);
   result.scratch_bytes = json.value("scratch_bytes", uint64_t{0});
+  result.edits = json.value("edits", int64_t{-1});
   return result;
 }
 
 absl::StatusOr<std::unique_ptr<TrialSession>> TrialSession::Open(const TrialSetup& setup,
-                                                                 const EventSink& sink) {
+                                                                 const EventSink& sink,
+                                                                 DType activations) {
   std::unique_ptr<TrialSession> session(new TrialSession());
   QM_ASSIGN_OR_RETURN(const Catalog catalog, DiscoverPlugins(setup.plugins));
   QM_RETURN_IF_ERROR(CheckNamedPlugins(catalog, setup.plugins));
-  QM_ASSIGN_OR_RETURN(session->backend_, MakeBackend(setup.device, DType::kF32));
+  QM_ASSIGN_OR_RETURN(session->backend_, MakeBackend(setup.device, activations));
   QM_ASSIGN_OR_RETURN(session->host_, MakeCpuBackend());
   QM_ASSIGN_OR_RETURN(const std::vector<LoadedMethod> methods,
                       LoadMethods(catalog, MethodsToLoad(catalog, setup.method)));
@@ -90,6 +102,8 @@ absl::StatusOr<std::unique_ptr<TrialSession>> TrialSession::Open(const TrialSetu
   }
   session->runner_ =
       std::make_unique<MethodRunner>(*session->backend_, session->words_.get(), sink);
+  session->transforms_ =
+      std::make_unique<TransformRunner>(*session->backend_, session->words_.get(), sink, "");
   return session;
 }
 
@@ -108,13 +122,15 @@ absl::StatusOr<SlotOutcome> TrialSession::RunOnce(const SlotTask& task, const st
 
 absl::Status TrialSession::Judge(const TrialCall& call, const PackedWeight& packed,
                                  TrialResult* result) {
-  QM_RETURN_IF_ERROR(formats_->Check(packed));
+  QM_RETURN_IF_ERROR(BreaksRule(formats_->Check(packed), "QM-P-010"));
   QM_ASSIGN_OR_RETURN(const Tensor dequantized,
                       DequantizeOn(*backend_, *formats_, packed, DType::kF32));
   QM_ASSIGN_OR_RETURN(const Tensor approximate, HostCopy(dequantized, *backend_));
   QM_ASSIGN_OR_RETURN(const Distortion distortion, MeasureDistortion(call.weight, approximate));
   if (!distortion.finite) {
-    return absl::InternalError("the packed weight dequantizes to values that are not finite");
+    return BreaksRule(
+        absl::InternalError("the packed weight dequantizes to values that are not finite"),
+        "QM-C-001");
   }
   result->weight_nmse = distortion.nmse();
   if (call.output_error) {
@@ -149,6 +165,67 @@ absl::StatusOr<TrialResult> TrialSession::Call(const TrialCall& call) {
   result.scratch_bytes = outcome.scratch_peak;
   QM_RETURN_IF_ERROR(WithContext(Judge(call, outcome.packed, &result),
                                  absl::StrCat("plugin ", method_.method->id, ", result of run()")));
+  return result;
+}
+
+absl::StatusOr<TransformPlan> TrialSession::PlanTransform(const TransformTrial& call) {
+  return transforms_->Plan(method_, call.stage, call.block->block, call.options);
+}
+
+absl::Status TrialSession::CheckProposed(const TransformTrial& call, const BlockWeights& weights,
+                                         const std::vector<BlockEdit>& edits) {
+  const BundledBlock& bundle = *call.block;
+  const BlockEditor editor(bundle.config, bundle.block.block, weights, *backend_);
+  const Tensor* window = bundle.windows.empty() ? nullptr : &bundle.windows[0];
+  QM_ASSIGN_OR_RETURN(const Tensor input,
+                      CheckedInput(window, bundle.config.hidden_size, *backend_));
+  std::set<std::string> changed;
+  return CheckEdits(bundle.config, bundle.block, editor, weights, edits, input, *backend_,
+                    &changed);
+}
+
+absl::StatusOr<TrialResult> TrialSession::CallTransform(const TransformTrial& call) {
+  const BundledBlock& bundle = *call.block;
+  QM_ASSIGN_OR_RETURN(const TransformPlan plan, PlanTransform(call));
+  QM_ASSIGN_OR_RETURN(const Statistics statistics, bundle.StatisticsFor(plan, *backend_));
+  QM_ASSIGN_OR_RETURN(BlockWeights weights, bundle.Load(*backend_));
+  TransformTask task;
+  task.block = &bundle.block;
+  task.plan = &plan;
+  task.options = &call.options;
+  task.seed = call.seed;
+  task.config = &bundle.config;
+  task.dense = &weights;
+  if (!plan.stats.empty()) task.stats = &statistics;
+  for (const LinearSlot& slot : bundle.block.slots) {
+    const Tensor& dense = weights.At(slot)->dense;
+    QM_ASSIGN_OR_RETURN(Tensor weight, backend_->Allocate(DType::kF32, dense.shape()));
+    QM_RETURN_IF_ERROR(backend_->Copy(dense, &weight));
+    task.weights.push_back(std::move(weight));
+  }
+  std::unique_ptr<BlockTrials> trials;
+  if (!bundle.windows.empty()) {
+    task.windows = static_cast<int64_t>(bundle.windows.size());
+    task.inputs = [this, &bundle](int64_t window) {
+      return backend_->ToDevice(bundle.windows[static_cast<size_t>(window)]);
+    };
+    trials = std::make_unique<BlockTrials>(*backend_, bundle.config, bundle.block.block, weights,
+                                           task.windows, task.inputs, kTrialCacheBytes);
+    task.trials = trials.get();
+  }
+  RunContext context;
+  context.stage = call.stage;
+  const auto start = Clock::now();
+  TransformOutcome outcome = transforms_->Run(method_, context, task);
+  TrialResult result;
+  result.seconds = SecondsSince(start);
+  QM_RETURN_IF_ERROR(outcome.status);
+  result.scratch_bytes = outcome.scratch_peak;
+  result.edits = static_cast<int64_t>(outcome.edits.size());
+  QM_RETURN_IF_ERROR(
+      BreaksRule(WithContext(CheckProposed(call, weights, outcome.edits),
+                             absl::StrCat("plugin ", method_.method->id, ", result of run()")),
+                 kEditRule));
   return result;
 }
 

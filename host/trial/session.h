@@ -14,6 +14,8 @@
 #include "core/tensor/backend.h"
 #include "host/plugins/registry.h"
 #include "host/run/method_runner.h"
+#include "host/run/transform_bundle.h"
+#include "host/run/transform_runner.h"
 #include "host/supervisor/last_words.h"
 #include "host/supervisor/process.h"
 #include "host/worker/formats.h"
@@ -52,6 +54,15 @@ struct TrialResult {
   double output_nmse = -1;     // as TrialCall::output_error says; -1 = not measured
   double seconds = 0;          // of run()
   uint64_t scratch_bytes = 0;  // the most that run() held
+  int64_t edits = -1;          // of a transform, which has none of bits, errors and format
+};
+
+// A transform's call out of its bundle.
+struct TransformTrial {
+  std::string stage;
+  const BundledBlock* block = nullptr;
+  ResolvedOptions options;
+  uint64_t seed = 0;
 };
 
 // Also part of what the commands write with --json.
@@ -60,8 +71,10 @@ TrialResult TrialResultFromJson(const nlohmann::ordered_json& json);
 
 class TrialSession {
  public:
+  // `activations`: the dtype a block is run in.
   static absl::StatusOr<std::unique_ptr<TrialSession>> Open(const TrialSetup& setup,
-                                                            const EventSink& sink);
+                                                            const EventSink& sink,
+                                                            DType activations = DType::kF32);
 
   Backend& backend() { return *backend_; }
   Backend& host() { return *host_; }
@@ -70,9 +83,14 @@ class TrialSession {
   absl::StatusOr<SlotPlan> Plan(const TrialCall& call);
   // plan(), run(), and what a run does with the result: the format's checks, dequantizing, errors.
   absl::StatusOr<TrialResult> Call(const TrialCall& call);
+  absl::StatusOr<TransformPlan> PlanTransform(const TransformTrial& call);
+  // plan(), run(), and a run's checks of the edits.
+  absl::StatusOr<TrialResult> CallTransform(const TransformTrial& call);
 
  private:
   TrialSession() = default;
+  absl::Status CheckProposed(const TransformTrial& call, const BlockWeights& weights,
+                             const std::vector<BlockEdit>& edits);
   absl::StatusOr<SlotOutcome> RunOnce(const SlotTask& task, const std::string& stage);
   absl::Status Judge(const TrialCall& call, const PackedWeight& packed, TrialResult* result);
 
@@ -81,6 +99,7 @@ class TrialSession {
   std::unique_ptr<PluginFormats> formats_;
   std::unique_ptr<LastWords> words_;
   std::unique_ptr<MethodRunner> runner_;
+  std::unique_ptr<TransformRunner> transforms_;
 };
 
 }  // namespace quantmill

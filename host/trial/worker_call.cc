@@ -10,6 +10,7 @@
 #include "core/base/status.h"
 #include "core/io/files.h"
 #include "host/plugins/inspect_child.h"
+#include "host/plugins/rule_note.h"
 #include "host/supervisor/supervise.h"
 #include "host/worker/plugin_log.h"
 
@@ -43,9 +44,10 @@ class TemporaryFile {
 std::string LossText(const WorkerEnd& end, double hang_seconds) {
   const std::string how = end.How(hang_seconds);
   const auto& call = end.running_call;
+  const std::string note = end.BrokenRule().empty() ? "" : RuleNote(end.BrokenRule());
   if (!call) return absl::StrCat(how, " outside of plan() and run()");
   return absl::StrCat(how, " in ", call->value("function", ""), " of ", call->value("plugin", ""),
-                      " on ", call->value("slot", ""), " ", call->value("shape", ""));
+                      " on ", call->value("slot", ""), " ", call->value("shape", ""), note);
 }
 
 }  // namespace

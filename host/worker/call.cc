@@ -8,11 +8,18 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
+#include "host/plugins/rule_note.h"
 #include "host/worker/services.h"
 #include "nlohmann/json.hpp"
 
 namespace quantmill {
 namespace {
+
+// Of RULES.md.
+constexpr std::string_view kMessageRule = "QM-P-005";
+constexpr std::string_view kMemoryRule = "QM-P-009";
+constexpr std::string_view kFormatRule = "QM-P-010";
+constexpr std::string_view kScratchBoundRule = "QM-P-015";
 
 constexpr uint64_t kMaxTensors = 64;  // of one packed weight; no format has nearly as many
 
@@ -94,9 +101,10 @@ class PluginCall::Impl : public CallContext {
     return code;
   }
   // A refusal by the host itself. Kept apart: plugins often answer with a text of their own.
-  qm_status Refuse(qm_status code, std::string text) {
+  qm_status Refuse(qm_status code, std::string text, std::string_view rule) {
     std::lock_guard<std::mutex> lock(mutex_);
     refusal_ = std::move(text);
+    refusal_rule_ = rule;
     return code;
   }
   static void Log(qm_call* call, int32_t severity, const char* message) noexcept;
@@ -142,8 +150,8 @@ class PluginCall::Impl : public CallContext {
     }
     return nullptr;
   }
-  absl::Status Wrong(absl::string_view why) const {
-    return absl::InternalError(absl::StrCat(settings_.what, ": ", why));
+  absl::Status Wrong(absl::string_view why, std::string_view rule) const {
+    return BreaksRule(absl::InternalError(absl::StrCat(settings_.what, ": ", why)), rule);
   }
 
   CallSettings settings_;
@@ -151,6 +159,7 @@ class PluginCall::Impl : public CallContext {
   std::mutex mutex_;  // guards the two texts, scratch and emitted
   std::string message_;
   std::string refusal_;
+  std::string_view refusal_rule_;  // "" where the refusal is nobody's fault
   std::vector<Tensor> scratch_;
   uint64_t scratch_bytes_ = 0;
   std::vector<Emitted> emitted_;
@@ -191,8 +200,10 @@ double PluginCall::Impl::OptF64(qm_call* call, const char* name) noexcept {
 
 void* PluginCall::Impl::AllocateScratch(qm_device device, uint64_t bytes) {
   if (device.kind != QM_CPU && !OnCallDevice(device)) {
-    Refuse(QM_INVALID_ARGUMENT, absl::StrCat("scratch was asked on device kind ", device.kind,
-                                             "; only the CPU and the call's device are offered"));
+    Refuse(QM_INVALID_ARGUMENT,
+           absl::StrCat("scratch was asked on device kind ", device.kind,
+                        "; only the CPU and the call's device are offered"),
+           kMemoryRule);
     return nullptr;
   }
   std::unique_lock<std::mutex> lock(mutex_);
@@ -200,16 +211,19 @@ void* PluginCall::Impl::AllocateScratch(qm_device device, uint64_t bytes) {
   if (limit != 0 && (bytes > limit || scratch_bytes_ > limit - bytes)) {
     refusal_ = absl::StrCat("scratch of ", bytes, " bytes refused: ", scratch_bytes_, " of the ",
                             limit, " bytes that plan() asked for are in use");
+    refusal_rule_ = kScratchBoundRule;
     return nullptr;
   }
   if (bytes > (uint64_t{1} << 56)) {
     refusal_ = absl::StrCat("scratch of ", bytes, " bytes refused: no machine has that much");
+    refusal_rule_ = "";
     return nullptr;
   }
   absl::StatusOr<Tensor> memory =
       AllocateOn(device, DType::kU8, Shape({static_cast<int64_t>(bytes == 0 ? 1 : bytes)}));
   if (!memory.ok()) {
     refusal_ = std::string(memory.status().message());
+    refusal_rule_ = "";
     return nullptr;
   }
   scratch_.push_back(*std::move(memory));
@@ -221,34 +235,39 @@ qm_status PluginCall::Impl::EmitTensor(uint64_t item, const char* name, qm_devic
                                        qm_dtype dtype, int32_t rank, const int64_t* shape,
                                        qm_tensor* out) {
   if (name == nullptr || *name == '\0' || out == nullptr) {
-    return Refuse(QM_INVALID_ARGUMENT, "emit wants a tensor name and a place for the result");
+    return Refuse(QM_INVALID_ARGUMENT, "emit wants a tensor name and a place for the result",
+                  kFormatRule);
   }
   if (rank < 0 || rank > QM_MAX_RANK || (rank > 0 && shape == nullptr)) {
     return Refuse(QM_INVALID_ARGUMENT,
-                  absl::StrCat("emit of '", name, "': rank ", rank, " is not in 0..", QM_MAX_RANK));
+                  absl::StrCat("emit of '", name, "': rank ", rank, " is not in 0..", QM_MAX_RANK),
+                  kFormatRule);
   }
   if (!IsKnownDType(dtype)) {
-    return Refuse(QM_INVALID_ARGUMENT, absl::StrCat("emit of '", name, "': unknown dtype ", dtype));
+    return Refuse(QM_INVALID_ARGUMENT, absl::StrCat("emit of '", name, "': unknown dtype ", dtype),
+                  kFormatRule);
   }
   if (device.kind != QM_CPU && !OnCallDevice(device)) {
-    return Refuse(QM_INVALID_ARGUMENT, absl::StrCat("emit of '", name,
-                                                    "': only the CPU and the call's device are "
-                                                    "offered, not device kind ",
-                                                    device.kind));
+    return Refuse(QM_INVALID_ARGUMENT,
+                  absl::StrCat("emit of '", name, "': only the CPU and the call's device are ",
+                               "offered, not device kind ", device.kind),
+                  kMemoryRule);
   }
   if (!CheckedElements(rank, shape)) {
     return Refuse(QM_INVALID_ARGUMENT,
-                  absl::StrCat("emit of '", name, "': negative or absurd extent"));
+                  absl::StrCat("emit of '", name, "': negative or absurd extent"), kFormatRule);
   }
   std::unique_lock<std::mutex> lock(mutex_);
   if (FindEmitted(item, name) != nullptr) {
     refusal_ = absl::StrCat("'", name, "' was emitted twice for item ", item);
+    refusal_rule_ = kFormatRule;
     return QM_INVALID_ARGUMENT;
   }
   absl::StatusOr<Tensor> tensor =
       AllocateOn(device, static_cast<DType>(dtype), Shape(absl::Span<const int64_t>(shape, rank)));
   if (!tensor.ok()) {
     refusal_ = std::string(tensor.status().message());
+    refusal_rule_ = "";
     return QM_RESOURCE_EXHAUSTED;
   }
   *out = tensor->View();
@@ -264,28 +283,33 @@ absl::Status PluginCall::Impl::Finish(qm_status code) {
   std::lock_guard<std::mutex> lock(mutex_);
   std::string text = message_;
   if (text.empty()) text = std::exchange(refusal_, "");
+  std::string_view rule = refusal_rule_;
   if (text.empty()) {
+    if (code != QM_CANCELLED) rule = kMessageRule;
     text = code == QM_CANCELLED ? "cancelled"
                                 : absl::StrCat("returned ", CodeName(code), " without a message");
   }
   if (!refusal_.empty() && refusal_ != text) absl::StrAppend(&text, " (", refusal_, ")");
-  return absl::Status(ToStatusCode(code), absl::StrCat(settings_.what, ": ", text));
+  const absl::Status status(ToStatusCode(code), absl::StrCat(settings_.what, ": ", text));
+  return rule.empty() ? status : BreaksRule(status, rule);
 }
 
 absl::StatusOr<PackedWeight> PluginCall::Impl::TakePacked(const qm_packed& packed, uint64_t item) {
   if (packed.format_id == nullptr || packed.format_json == nullptr) {
-    return Wrong("the result has no format id or no format parameters");
+    return Wrong("the result has no format id or no format parameters", kFormatRule);
   }
   if (packed.out_features <= 0 || packed.in_features <= 0) {
-    return Wrong(absl::StrCat("the result says it is [", packed.out_features, ", ",
-                              packed.in_features, "]"));
+    return Wrong(
+        absl::StrCat("the result says it is [", packed.out_features, ", ", packed.in_features, "]"),
+        kFormatRule);
   }
   if (packed.tensor_count == 0 || packed.tensor_count > kMaxTensors || packed.tensors == nullptr) {
-    return Wrong(absl::StrCat("the result lists ", packed.tensor_count, " tensors"));
+    return Wrong(absl::StrCat("the result lists ", packed.tensor_count, " tensors"), kFormatRule);
   }
   const auto json = nlohmann::json::parse(packed.format_json, nullptr, false);
   if (!json.is_object()) {
-    return Wrong(absl::StrCat("format parameters are no JSON object: ", packed.format_json));
+    return Wrong(absl::StrCat("format parameters are no JSON object: ", packed.format_json),
+                 kFormatRule);
   }
   PackedWeight weight;
   weight.format_id = packed.format_id;
@@ -298,15 +322,17 @@ absl::StatusOr<PackedWeight> PluginCall::Impl::TakePacked(const qm_packed& packe
     const Emitted* emitted = FindEmitted(item, name);
     if (emitted == nullptr || emitted->tensor.View().data != listed.tensor.data) {
       return Wrong(absl::StrCat("the result lists a tensor '", name, "' of item ", item,
-                                " that was not emitted in this call"));
+                                " that was not emitted in this call"),
+                   kMemoryRule);
     }
-    if (weight.Find(name) != nullptr) return Wrong(absl::StrCat("'", name, "' is listed twice"));
+    if (weight.Find(name) != nullptr)
+      return Wrong(absl::StrCat("'", name, "' is listed twice"), kFormatRule);
     weight.tensors.push_back({name, emitted->tensor});
   }
   for (const Emitted& emitted : emitted_) {
     if (emitted.item == item && weight.Find(emitted.name) == nullptr) {
-      return Wrong(
-          absl::StrCat("'", emitted.name, "' was emitted but the result does not list it"));
+      return Wrong(absl::StrCat("'", emitted.name, "' was emitted but the result does not list it"),
+                   kFormatRule);
     }
   }
   return weight;

@@ -7,6 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "core/base/status.h"
 #include "core/formats/reference.h"
+#include "host/plugins/rule_note.h"
 #include "host/worker/invoke.h"
 #include "host/worker/plugin_kernel.h"
 
@@ -141,9 +142,11 @@ absl::StatusOr<FormatRegistry::Stored> PluginFormats::ToCheckpoint(std::string_v
   stored.tensors = call.TakeEmitted();
   stored.config_json = config == nullptr ? "{}" : config;
   if (stored.tensors.size() != count || count == 0) {
-    return absl::InternalError(absl::StrCat(
-        "plugin ", owner.method->method->id, ", format.to_checkpoint, ", std::string(layer), ": ",
-        count, " tensors listed, ", stored.tensors.size(), " emitted"));
+    return BreaksRule(
+        absl::InternalError(absl::StrCat(
+            "plugin ", owner.method->method->id, ", format.to_checkpoint, ", std::string(layer),
+            ": ", count, " tensors listed, ", stored.tensors.size(), " emitted")),
+        "QM-P-009");
   }
   return stored;
 }

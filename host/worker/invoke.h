@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "host/plugins/rule_note.h"
 #include "host/worker/call.h"
 
 namespace quantmill {
@@ -21,10 +22,12 @@ absl::Status Invoke(PluginCall& call, qm_status (*fn)(qm_call*, P...),
   try {
     code = fn(raw, args...);
   } catch (const std::exception& error) {
-    code = raw->fail(raw, QM_INTERNAL,
-                     absl::StrCat("an exception left the plugin: ", error.what()).c_str());
+    code = raw->fail(
+        raw, QM_INTERNAL,
+        absl::StrCat("an exception left the plugin: ", error.what(), RuleNote("QM-P-007")).c_str());
   } catch (...) {
-    code = raw->fail(raw, QM_INTERNAL, "an exception left the plugin");
+    code = raw->fail(raw, QM_INTERNAL,
+                     ("an exception left the plugin" + RuleNote("QM-P-007")).c_str());
   }
   return call.Finish(code);
 }

@@ -232,6 +232,10 @@ absl::StatusOr<CheckReport> CheckPlugin(const CheckRequest& given,
     return absl::InvalidArgumentError(
         ErrorText(absl::StrCat("cannot open plugin ", given.plugin), error.message()));
   }
+  if (!std::filesystem::is_regular_file(request.plugin, error)) {
+    return absl::InvalidArgumentError(ErrorText(absl::StrCat("cannot open plugin ", given.plugin),
+                                                "it is no file", "name a .so file"));
+  }
   const RE2 only(request.only, RE2::Quiet);
   if (!only.ok()) {
     return absl::InvalidArgumentError(

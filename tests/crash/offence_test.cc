@@ -1,5 +1,6 @@
 // Every way in which a plugin can go wrong, under every on_error policy: nothing finished is lost,
 // the program itself lives, and the call is named.
+#include <cctype>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -16,24 +17,25 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 
 struct Offence {
-  const char* how;   // value of the offender's option
-  const char* text;  // of the message
+  const char* how;        // value of the offender's option
+  const char* text;       // of the message
+  const char* rule = "";  // that author mode names
 };
 
 constexpr Offence kOffences[] = {
-    {"segfault", "died (SIGSEGV)"},
-    {"abort", "died (SIGABRT)"},
-    {"exit", "exited with code 9"},
-    {"exit-clean", "exited with code 0"},
+    {"segfault", "died (SIGSEGV)", "QM-P-014"},
+    {"abort", "died (SIGABRT)", "QM-P-007"},
+    {"exit", "exited with code 9", "QM-P-007"},
+    {"exit-clean", "exited with code 0", "QM-P-007"},
     {"killed", "died (SIGKILL)"},
-    {"recursion", "died (SIGSEGV)"},
-    {"hang", "hung (no progress for 1 s)"},
-    {"more-tensors", "died (SIGSEGV)"},
+    {"recursion", "died (SIGSEGV)", "QM-P-014"},
+    {"hang", "hung (no progress for 1 s)", "QM-P-008"},
+    {"more-tensors", "died (SIGSEGV)", "QM-P-014"},
     {"fail", "the moon is full"},
-    {"bare", "without a message"},
-    {"bad-scale", "scale"},
-    {"wrong-shape", "the result is ["},
-    {"short-codes", "codes"},
+    {"bare", "without a message", "QM-P-005"},
+    {"bad-scale", "scale", "QM-P-010"},
+    {"wrong-shape", "the result is [", "QM-P-010"},
+    {"short-codes", "codes", "QM-P-010"},
     {"huge-codes", "cannot allocate"},
 };
 
@@ -101,6 +103,30 @@ TEST_F(OffenceTest, KeepDenseKeepsEveryBadLayerAndPacksTheOthers) {
   EXPECT_THAT(unquantized, Not(HasSubstr("model.layers.0.")));
   EXPECT_THAT(unquantized, Not(HasSubstr("model.layers.3.")));
   EXPECT_EQ(slots.size(), 4u * 7);
+}
+
+// In author mode messages say which rule was broken; a plugin that refuses or is killed breaks
+// none.
+TEST_F(OffenceTest, StrictNamesTheRule) {
+  const std::string pipeline = Pipeline("p", AllOffences("keep-dense"));
+  const ProgramResult result = RunPipeline(pipeline, {}, {"QM_HANG_SECONDS=1", "QM_STRICT=1"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  for (size_t i = 0; i < std::size(kOffences); ++i) {
+    const std::string rule = kOffences[i].rule;
+    std::string anchor = rule;
+    for (char& c : anchor) c = static_cast<char>(std::tolower(c));
+    const std::string note =
+        rule.empty() ? "" : "; this breaks " + rule + ", see plugin_api/RULES.md#" + anchor;
+    EXPECT_THAT(Lines(result.err),
+                ::testing::Contains(AllOf(
+                    HasSubstr(kOffences[i].text), HasSubstr(LayerOf(i)), HasSubstr("stays dense"),
+                    rule.empty() ? ::testing::Matcher<std::string>(Not(HasSubstr("this breaks")))
+                                 : ::testing::Matcher<std::string>(HasSubstr(note)))))
+        << kOffences[i].how;
+  }
+  const ProgramResult usual = RunPipeline(Pipeline("q", AllOffences("keep-dense")), {},
+                                          {"QM_HANG_SECONDS=1", "QM_STRICT=0"});
+  EXPECT_THAT(usual.err, Not(HasSubstr("this breaks")));
 }
 
 TEST_F(OffenceTest, UseGivesEveryBadLayerToTheOtherMethod) {

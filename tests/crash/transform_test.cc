@@ -31,9 +31,10 @@ constexpr char kChain[] =
 
 class TransformTest : public RunFixture {
  protected:
-  ProgramResult Run(const std::string& pipeline, std::vector<std::string> more = {}) {
+  ProgramResult Run(const std::string& pipeline, std::vector<std::string> more = {},
+                    const std::vector<std::string>& environment = {}) {
     more.insert(more.end(), {"--plugin", QM_TRANSFORMER});
-    return RunPipeline(pipeline, more);
+    return RunPipeline(pipeline, more, environment);
   }
   nlohmann::json Json(const std::string& name) {
     std::ifstream file(Path(name));
@@ -271,6 +272,12 @@ TEST_F(TransformTest, WrongEditsAreRefused) {
                                   HasSubstr("model.layers.0")))
         << offence.misbehave;
     EXPECT_FALSE(fs::exists(Path(name + ".out")));
+    const std::string how = offence.misbehave;
+    if (how == "fail" || how == "bad-override" || how == "bad-window") continue;  // told the host
+    const ProgramResult strict =
+        Run(Pipeline("s" + name, stage, "dense", kCalibration), {}, {"QM_STRICT=1"});
+    EXPECT_THAT(strict.err, HasSubstr("this breaks QM-C-007, see plugin_api/RULES.md#qm-c-007"))
+        << how;
   }
 }
 
@@ -304,6 +311,119 @@ TEST_F(TransformTest, CrashIsLaidToTheBlock) {
   EXPECT_THAT(second.err, HasSubstr("twice; not tried again"));
 }
 
+// A block transform that fails leaves its inputs, and they are enough to make the call again.
+class TransformReplayTest : public TransformTest {
+ protected:
+  // Runs a pipeline that misbehaves in block 1, behind another transform; returns its bundle.
+  std::string BundleOf(const std::string& name, const std::string& options,
+                       const std::string& extra = kCalibration) {
+    const std::string stages =
+        "  - {name: first, use: org.example.transformer}\n"
+        "  - {name: main, use: org.example.transformer, overrides: [{layers: "
+        "['model.layers.1.*'], options: {" +
+        options + "}}]}\n";
+    const ProgramResult run =
+        Run(Pipeline(name, stages, "dense", extra), {}, {"QM_HANG_SECONDS=1"});
+    EXPECT_EQ(run.exit_code, 1) << run.err;
+    for (const auto& entry : fs::recursive_directory_iterator(Path(name + ".work/crash"))) {
+      if (entry.path().filename() != "call.json") continue;
+      const std::string directory = entry.path().parent_path().string();
+      EXPECT_THAT(run.err, HasSubstr("repeat the call with: quantmill replay " + directory));
+      return directory;
+    }
+    ADD_FAILURE() << "no bundle";
+    return "";
+  }
+  // Changes an option of the bundle's call.
+  static void SetOption(const std::string& bundle, const std::string& name,
+                        const std::string& value) {
+    auto call = nlohmann::json::parse(Tree(bundle)["call.json"]);
+    call["options"][name] = value;
+    std::ofstream(bundle + "/call.json") << call;
+  }
+};
+
+TEST_F(TransformReplayTest, CrashComesBackUntilItsCauseIsGone) {
+  const std::string bundle =
+      BundleOf("p", "misbehave: crash, service: true, statistics: true, clip: true");
+  const ProgramResult crashed = Program({"replay", bundle, "--json", Path("r.json")});
+  EXPECT_EQ(crashed.exit_code, 1);
+  EXPECT_THAT(crashed.out,
+              AllOf(HasSubstr("block-transform.run of org.example.transformer, stage main"),
+                    HasSubstr("block    model.layers.1, 7 linears, 4 of 4 windows of text"),
+                    HasSubstr("crashed: died (SIGSEGV) in block-transform.run"),
+                    HasSubstr("gdb --args quantmill replay")));
+  EXPECT_EQ(Json("r.json")["outcome"], "crashed");
+  EXPECT_EQ(Json("r.json")["slot"], "model.layers.1");
+  EXPECT_EQ(Program({"replay", bundle, "--in-process"}).exit_code, 128 + 11);
+
+  SetOption(bundle, "misbehave", "none");
+  for (const bool in_process : {false, true}) {
+    std::vector<std::string> arguments = {"replay", bundle, "--json", Path("r.json")};
+    if (in_process) arguments.push_back("--in-process");
+    const ProgramResult mended = Program(arguments);
+    EXPECT_EQ(mended.exit_code, 0) << mended.out << mended.err;
+    EXPECT_THAT(mended.out, HasSubstr("succeeded: 11 edits"));
+    EXPECT_EQ(Json("r.json")["result"]["edits"], 11);  // four sites, seven clips
+  }
+}
+
+TEST_F(TransformReplayTest, FailuresWrongEditsAndHangsComeBackToo) {
+  const std::string bundle = BundleOf("p", "misbehave: fail");
+  const ProgramResult failed = Program({"replay", bundle});
+  EXPECT_EQ(failed.exit_code, 1);
+  EXPECT_THAT(failed.out, AllOf(HasSubstr("outcome  failed"), HasSubstr("the tide is out")));
+  // Refused by the host's checks.
+  const std::string wrong = BundleOf("q", "misbehave: huge", "");
+  const ProgramResult refused = Program({"replay", wrong});
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_THAT(refused.out, AllOf(HasSubstr("changes what the block computes"),
+                                 HasSubstr("model.layers.1, 7 linears, seed")));
+  SetOption(wrong, "misbehave", "none");
+  EXPECT_EQ(Program({"replay", wrong}).exit_code, 0);
+  SetOption(wrong, "service", "true");  // there was no text
+  EXPECT_THAT(Program({"replay", wrong}).out, HasSubstr("no qm.host.block/1"));
+  SetOption(bundle, "misbehave", "none");
+  SetOption(bundle, "statistics", "true");  // were not asked for in the run
+  EXPECT_THAT(Program({"replay", bundle}).out, HasSubstr("the failed call did not have it"));
+}
+
+TEST_F(TransformReplayTest, KeepDenseNamesTheBundleAndGoesOn) {
+  const std::string stages =
+      "  - {name: main, use: org.example.transformer, on_error: keep-dense, overrides: [{layers: "
+      "['model.layers.1.*'], options: {misbehave: crash}}]}\n";
+  const ProgramResult result = Run(Pipeline("p", stages, "dense", kCalibration));
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.err, AllOf(HasSubstr("quantmill replay " + Path("p.work/crash")),
+                                HasSubstr("model.layers.1 stays as it was")));
+}
+
+TEST_F(TransformReplayTest, RefusesWhatIsDamaged) {
+  const std::string bundle = BundleOf("p", "misbehave: fail, statistics: true");
+  const std::string json = Tree(bundle)["call.json"];
+  const auto call = nlohmann::json::parse(json);
+  for (const auto& [key, value] : call.items()) {
+    if (key == "version" || key == "stage" || key == "plugin_sha256" || key == "config") continue;
+    nlohmann::json damaged = call;
+    damaged[key] = nlohmann::json::object();
+    if (key == "options") damaged[key] = 7;
+    std::ofstream(bundle + "/call.json") << damaged;
+    const ProgramResult result = Program({"replay", bundle});
+    EXPECT_EQ(result.exit_code, 2) << key << result.out << result.err;
+  }
+  nlohmann::json other = call;
+  other["linears"][0] = "model.layers.0.mlp.up_proj";
+  std::ofstream(bundle + "/call.json") << other;
+  EXPECT_EQ(Program({"replay", bundle}).exit_code, 2);
+  std::ofstream(bundle + "/call.json") << json;
+  for (const char* file : {"config.json", "model.safetensors", "windows.safetensors"}) {
+    fs::rename(bundle + "/" + file, Path("away"));
+    EXPECT_EQ(Program({"replay", bundle}).exit_code, 2) << file;
+    fs::rename(Path("away"), bundle + "/" + file);
+  }
+  EXPECT_EQ(Program({"replay", bundle}).exit_code, 1);
+}
+
 TEST_F(TransformTest, RefusedBeforeWork) {
   const auto refused = [&](const std::string& name, const std::string& stages,
                            const std::string& format, const std::string& text,
@@ -326,8 +446,12 @@ TEST_F(TransformTest, RefusedBeforeWork) {
       Run(Pipeline("h", "  - {use: org.example.transformer, options: {misbehave: crash-in-plan}}\n",
                    "dense", kCalibration));
   EXPECT_EQ(crashed.exit_code, 1);
-  EXPECT_THAT(crashed.err,
-              AllOf(HasSubstr("died (SIGSEGV) in block-transform.plan"), Not(HasSubstr("replay"))));
+  const std::string bundle = Path("h.work/crash/plan/org.example.transformer/model.layers.0");
+  EXPECT_THAT(crashed.err, AllOf(HasSubstr("died (SIGSEGV) in block-transform.plan"),
+                                 HasSubstr("quantmill replay " + bundle)));
+  const ProgramResult replay = Program({"replay", bundle});
+  EXPECT_EQ(replay.exit_code, 1) << replay.err;
+  EXPECT_THAT(replay.out, HasSubstr("crashed: died (SIGSEGV) in block-transform.plan"));
 }
 
 TEST_F(TransformTest, PlanShowsTheStage) {

@@ -265,6 +265,7 @@ TEST_F(WrongInputTest, EvalAndGenerate) {
 TEST_F(WrongInputTest, Inspect) {
   Write("garbage.bin", std::string(100, 'x'));
   ExpectError(1, "neither a checkpoint directory", {"inspect", Path("garbage.bin")});
+  ExpectError(2, "it is no file", {"check", directory_});
   Write("garbage.safetensors", std::string(100, 'x'));
   ExpectError(1, "its header claims", {"inspect", Path("garbage.safetensors")});
   fs::create_directory(Path("empty"));

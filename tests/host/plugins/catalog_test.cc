@@ -89,6 +89,24 @@ INSTANTIATE_TEST_SUITE_P(
                       HostileCase{"crash_in_constructor", "signal 11"}),
     [](const auto& info) { return std::string(info.param.name); });
 
+// Whatever the cache holds of a usual run, and without a trace in it for the next.
+TEST_F(CatalogTest, AuthorModeNamesTheRule) {
+  const std::pair<const char*, const char*> rules[] = {
+      {"no_symbol", "qm-a-001"}, {"bad_default", "qm-p-016"}, {"null_vendor", "qm-p-002"}};
+  for (const auto& [name, anchor] : rules) {
+    const std::string note = std::string("RULES.md#") + anchor;
+    EXPECT_THAT(Find(Fake(name)).rejected, ::testing::Not(HasSubstr("this breaks"))) << name;
+    setenv("QM_STRICT", "1", 1);
+    EXPECT_THAT(Find(Fake(name)).rejected, HasSubstr(note));
+    unsetenv("QM_STRICT");
+    EXPECT_THAT(Find(Fake(name)).rejected, ::testing::Not(HasSubstr("this breaks"))) << name;
+  }
+  // Made for another host: no rule is broken.
+  setenv("QM_STRICT", "1", 1);
+  EXPECT_THAT(Find(Fake("wrong_major")).rejected, ::testing::Not(HasSubstr("this breaks")));
+  unsetenv("QM_STRICT");
+}
+
 TEST_F(CatalogTest, HangIsCutOff) {
   const auto start = std::chrono::steady_clock::now();
   const auto result = InspectInChild(QM_PROGRAM, Fake("hang_at_load"), 0.5);

@@ -1,6 +1,8 @@
 #include "host/worker/call.h"
 
 #include <atomic>
+#include <cstdlib>
+#include <functional>
 #include <stdexcept>
 #include <vector>
 
@@ -13,6 +15,7 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 class PluginCallTest : public ::testing::Test {
  protected:
@@ -52,6 +55,35 @@ TEST_F(PluginCallTest, ErrorsNameTheCall) {
   EXPECT_THAT(Message(bare.Finish(QM_INTERNAL)), HasSubstr("INTERNAL without a message"));
   PluginCall odd(*backend_, Settings());
   EXPECT_EQ(odd.Finish(99).code(), absl::StatusCode::kUnknown);
+}
+
+TEST_F(PluginCallTest, AuthorModeNamesTheRule) {
+  const auto refused = [this](const std::function<void(qm_call*)>& misuse) {
+    CallSettings settings = Settings();
+    settings.scratch_limit = 1000;
+    PluginCall call(*backend_, settings);
+    qm_call* c = call.get();
+    if (misuse) misuse(c);
+    return Message(call.Finish(misuse ? c->fail(c, QM_INTERNAL, "it went wrong") : QM_INTERNAL));
+  };
+  const auto bound = [this](qm_call* c) { EXPECT_EQ(c->scratch(c, cpu_, 2000), nullptr); };
+  const auto dtype = [this](qm_call* c) {
+    qm_tensor out;
+    EXPECT_NE(c->emit(c, 0, "a", cpu_, 77, 2, shape_, &out), QM_OK);
+  };
+  const auto device = [this](qm_call* c) {
+    qm_tensor out;
+    EXPECT_NE(c->emit(c, 0, "a", {QM_CUDA, 0}, QM_F32, 2, shape_, &out), QM_OK);
+  };
+  ASSERT_EQ(setenv("QM_STRICT", "1", 1), 0);
+  EXPECT_THAT(refused(nullptr),
+              HasSubstr("this breaks QM-P-005, see plugin_api/RULES.md#qm-p-005"));
+  EXPECT_THAT(refused(bound), HasSubstr("RULES.md#qm-p-015"));
+  EXPECT_THAT(refused(dtype), HasSubstr("RULES.md#qm-p-010"));
+  EXPECT_THAT(refused(device), HasSubstr("RULES.md#qm-p-009"));
+  EXPECT_THAT(refused([](qm_call*) {}), Not(HasSubstr("this breaks")));
+  ASSERT_EQ(unsetenv("QM_STRICT"), 0);
+  EXPECT_THAT(refused(bound), Not(HasSubstr("this breaks")));
 }
 
 TEST_F(PluginCallTest, ExceptionsAreContained) {

@@ -1,0 +1,130 @@
+// What the time estimate counts, on the quickstart model: 4 blocks of 196608 weights, hidden 128,
+// vocabulary 2048. How well the sum fits the clock is no test's business.
+#include "host/run/time_estimate.h"
+
+#include "core/model/config.h"
+#include "gtest/gtest.h"
+#include "tests/support/shared_data.h"
+
+namespace quantmill {
+namespace {
+
+constexpr double kBlockWeights = 196608, kHeadWeights = 128.0 * 2048;
+
+class TimeEstimateTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const auto config = ReadModelConfig(testing::SourcePath("configs/quickstart/tiny-llama"));
+    ASSERT_TRUE(config.ok()) << config.status();
+    plan_.config = *config;
+    plan_.slots = AllSlots(plan_.config);
+    plan_.packed_by.assign(plan_.slots.size(), 0);
+    CalibrationSection calibration;
+    calibration.text = "/calib.txt";
+    calibration.samples = 8;
+    calibration.sequence_length = 64;
+    plan_.pipeline.calibration = calibration;
+    Pipeline::Evaluate evaluate;
+    evaluate.context = 64;
+    plan_.pipeline.evaluate = evaluate;
+  }
+
+  // One stage on every slot that asks for the Hessian.
+  StageSet HessianStage(bool sequential) {
+    planned_ = PlannedStage();
+    for (size_t i = 0; i < plan_.slots.size(); ++i) planned_.slots.push_back(static_cast<int>(i));
+    PreparedStage stage;
+    stage.stage = &planned_;
+    stage.needs_statistics = stage.uses_quantized_stream = true;
+    stage.sequential = sequential;
+    for (const LinearSlot& slot : plan_.slots) {
+      SlotPlan& slot_plan = stage.method.plans.emplace_back();
+      slot_plan.flops = 1000;
+      slot_plan.stats.push_back({{slot.input_group, StatKind::kHessian, 0, false}, false});
+    }
+    StageSet stages;
+    stages.stages.push_back(std::move(stage));
+    return stages;
+  }
+
+  PipelinePlan plan_;
+  PlannedStage planned_;
+};
+
+TEST_F(TimeEstimateTest, EvaluationRunsBlocksAndHeadOfBothModels) {
+  const RunWork work = EvaluationWork(plan_, 2);
+  const double rows = 128;
+  EXPECT_DOUBLE_EQ(work.products, 2 * 2 * rows * (4 * kBlockWeights + kHeadWeights));
+  EXPECT_DOUBLE_EQ(work.attention, 2 * 4 * 4 * rows * 32 * 128);  // 32 positions seen on average
+  plan_.pipeline.evaluate->reference = false;
+  EXPECT_DOUBLE_EQ(EvaluationWork(plan_, 2).products, work.products / 2);
+  EXPECT_LT(EvaluationWork(plan_, 2).exponentials, work.exponentials / 2);
+  EXPECT_DOUBLE_EQ(EvaluationWork(plan_, 4).products, work.products);
+  EXPECT_EQ(EvaluationWork(plan_, 0).products, 0);
+}
+
+TEST_F(TimeEstimateTest, DrawingTextIsCountedWhenItIsDrawn) {
+  EXPECT_EQ(DrawingWork(plan_).few_rows, 0);
+  plan_.pipeline.calibration->text = "self";
+  const RunWork work = DrawingWork(plan_);
+  EXPECT_DOUBLE_EQ(work.few_rows, 2.0 * 8 * 64 * (4 * kBlockWeights + kHeadWeights));
+  EXPECT_GT(work.steps, 0);
+  plan_.pipeline.calibration->samples = 64;
+  EXPECT_DOUBLE_EQ(DrawingWork(plan_).few_rows, 8 * work.few_rows);
+  // Without statistics no text is drawn.
+  const RunWork total = TotalWork(plan_, StageSet(), RunExtent());
+  EXPECT_EQ(total.few_rows, 0);
+}
+
+TEST_F(TimeEstimateTest, MeasuringRunsEachBlockOnceMoreThanItsOutputs) {
+  const RunWork work = QuantizingWork(plan_, HessianStage(false));
+  const double rows = 8 * 64;
+  const double grams = 4 * 2 * rows * (3 * 128.0 * 128 + 384.0 * 384);  // q/k/v, o, gate/up; down
+  // Up to the input of down in four blocks, to the end in the three that another block follows.
+  const double passes = 2 * rows * (4 * (kBlockWeights - 128.0 * 384) + 3 * kBlockWeights);
+  const double judged = 4 * static_cast<double>(kOutputSampleRows) * 4 * kBlockWeights;
+  EXPECT_DOUBLE_EQ(work.products, grams + passes + judged);
+  EXPECT_DOUBLE_EQ(work.method, 28 * 1000);
+
+  // In true sequence each group has a pass of its own up to where it stands.
+  const RunWork sequential = QuantizingWork(plan_, HessianStage(true));
+  EXPECT_GT(sequential.products, work.products);
+  EXPECT_LT(sequential.products, 2 * work.products);
+}
+
+TEST_F(TimeEstimateTest, BothStreamsTakeTwiceThePasses) {
+  StageSet stages = HessianStage(false);
+  const double one = QuantizingWork(plan_, stages).attention;
+  stages.stages[0].uses_original_stream = true;
+  EXPECT_DOUBLE_EQ(QuantizingWork(plan_, stages).attention, 2 * one);
+}
+
+TEST_F(TimeEstimateTest, EveryKindOfWorkTakesTime) {
+  const double nothing = SecondsFor(RunWork(), 1e11, false, 2);
+  double RunWork::*const kinds[] = {
+      &RunWork::products,    &RunWork::few_rows,     &RunWork::attention, &RunWork::method,
+      &RunWork::activations, &RunWork::exponentials, &RunWork::weights,   &RunWork::bytes,
+      &RunWork::text_bytes,  &RunWork::steps};
+  for (double RunWork::*const kind : kinds) {
+    RunWork work;
+    work.*kind = 1e12;
+    EXPECT_GT(SecondsFor(work, 1e11, false, 2), nothing + 1);
+    RunWork twice = work;
+    twice += work;
+    EXPECT_NEAR(SecondsFor(twice, 1e11, false, 2) - nothing,
+                2 * (SecondsFor(work, 1e11, false, 2) - nothing), 1e-6 * (twice.*kind));
+    EXPECT_LE(SecondsFor(work, 1e12, false, 4), SecondsFor(work, 1e11, false, 2));
+  }
+}
+
+TEST_F(TimeEstimateTest, ProductRateIsMeasured) {
+  const auto backend = MakeCpuBackend(1);
+  ASSERT_TRUE(backend.ok());
+  const auto rate = MeasureProductRate(**backend);
+  ASSERT_TRUE(rate.ok()) << rate.status();
+  EXPECT_GT(*rate, 1e6);
+  EXPECT_LT(*rate, 1e14);
+}
+
+}  // namespace
+}  // namespace quantmill
