@@ -7,7 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
-#include "core/formats/activations.h"
+#include "core/checkpoint/packed_linear.h"
 #include "core/formats/reference.h"
 #include "core/io/checkpoint_files.h"
 #include "core/io/gguf_file.h"
@@ -195,40 +195,18 @@ class QuantizedSource : public CheckpointSource {
     return weight;
   }
 
-  absl::StatusOr<std::shared_ptr<PackedKernel>> Kernel(const PackedWeight& weight,
-                                                       Backend& backend) const {
-    if (registry_ != nullptr) return registry_->Kernel(weight, backend);
-    return MakeReferencePackedKernel(backend);
-  }
-
   absl::StatusOr<LinearWeight> LoadLinear(const LinearSlot& slot, Backend& backend) {
     if (!packed_.contains(slot.name)) return LoadDenseLinear(*checkpoint_, slot, backend);
     if (dequantized_ != nullptr && mode_ == PackedMode::kDequantize) {
       return LoadDenseLinear(*dequantized_, slot, backend);
     }
     QM_ASSIGN_OR_RETURN(PackedWeight weight, LoadPacked(slot.name));
-    for (NamedTensor& named : weight.tensors) {
-      QM_ASSIGN_OR_RETURN(named.tensor, backend.ToDevice(named.tensor));
-    }
-    QM_ASSIGN_OR_RETURN(const std::shared_ptr<PackedKernel> kernel, Kernel(weight, backend));
-    LinearWeight linear;
+    QM_ASSIGN_OR_RETURN(LinearWeight linear,
+                        MakePackedLinear(std::move(weight), mode_, registry_, backend));
     if (slot.has_bias) {
       QM_ASSIGN_OR_RETURN(
           linear.bias, LoadTensor(*checkpoint_, slot.name + ".bias", {slot.out_features}, backend));
     }
-    // Dense values say nothing of quantized activations: such a weight stays packed.
-    if (mode_ == PackedMode::kDequantize &&
-        ActivationsOf(weight.format_json) == Activations::kFloat) {
-      QM_ASSIGN_OR_RETURN(linear.dense, backend.Allocate(backend.activation_dtype(),
-                                                         {slot.out_features, slot.in_features}));
-      QM_RETURN_IF_ERROR(kernel->Dequantize(weight, &linear.dense));
-      return linear;
-    }
-    absl::StatusOr<PackedWeight> prepacked = kernel->Prepack(weight);
-    if (absl::IsUnimplemented(prepacked.status())) prepacked = std::move(weight);
-    if (!prepacked.ok()) return prepacked.status();
-    linear.packed = std::make_shared<const PackedWeight>(*std::move(prepacked));
-    linear.kernel = kernel;
     return linear;
   }
 

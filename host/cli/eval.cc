@@ -55,8 +55,7 @@ absl::StatusOr<int> RunLogits(const Arguments& args) {
   const auto start = Clock::now();
   QM_ASSIGN_OR_RETURN(const Tensor ids, ReadTokenIds(args.Text("tokens")));
   QM_ASSIGN_OR_RETURN(const auto session, ModelSession::Open(args));
-  QM_ASSIGN_OR_RETURN(const auto model,
-                      session->OpenCheckpoint(args.Text("MODEL"), PackedMode::kDequantize));
+  QM_ASSIGN_OR_RETURN(const auto model, session->OpenModelArgument(args, PackedMode::kDequantize));
   ProgressLine progress;
   QM_ASSIGN_OR_RETURN(
       const Tensor logits,
@@ -149,8 +148,7 @@ EvalOptions WithProgress(ProgressLine* progress) {
 
 absl::StatusOr<int> RunText(const Arguments& args) {
   QM_ASSIGN_OR_RETURN(const auto session, ModelSession::Open(args));
-  QM_ASSIGN_OR_RETURN(const auto model,
-                      session->OpenCheckpoint(args.Text("MODEL"), PackedMode::kDequantize));
+  QM_ASSIGN_OR_RETURN(const auto model, session->OpenModelArgument(args, PackedMode::kDequantize));
   std::unique_ptr<CheckpointSource> reference;
   if (args.Has("reference")) {
     QM_ASSIGN_OR_RETURN(reference,
@@ -182,7 +180,7 @@ absl::StatusOr<int> Run(const Arguments& args) {
 }  // namespace
 
 Command MakeEvalCommand() {
-  return {
+  Command command = {
       .name = "eval",
       .summary = "measure a model: perplexity, KL divergence from the original, agreement",
       .arguments = {{"MODEL", "a checkpoint directory, original or quantized, or a GGUF file"}},
@@ -215,6 +213,8 @@ Command MakeEvalCommand() {
                   PluginOption()},
       .examples = {"quantmill eval ./out --text valid.txt --reference ./Llama-3.1-8B",
                    "quantmill eval ./out --text valid.txt --context 1024 --windows 100 --json -",
+                   "# quantized while it is loaded, nothing written",
+                   "quantmill eval ./Llama-3.1-8B --load METHOD --text valid.txt",
                    "# for comparison with another engine",
                    "quantmill eval ./out --tokens ids.safetensors --logits logits.safetensors"},
       .notes =
@@ -222,6 +222,8 @@ Command MakeEvalCommand() {
           "token\n"
           "before them. KL is that of reference || model per position, in nats.",
       .run = Run};
+  for (CommandOption& option : LoadOptions()) command.options.push_back(std::move(option));
+  return command;
 }
 
 }  // namespace quantmill

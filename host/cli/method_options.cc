@@ -28,13 +28,12 @@ absl::Status UnknownOption(const MethodInfo& method, const std::string& name) {
 }  // namespace
 
 absl::StatusOr<std::map<std::string, std::string>> ParseOptions(
-    const std::vector<std::string>& texts) {
+    const std::vector<std::string>& texts, const std::string& flag) {
   std::map<std::string, std::string> options;
   for (const std::string& text : texts) {
     const size_t equals = text.find('=');
     if (equals == std::string::npos || equals == 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--option wants NAME=VALUE, not '", text, "'"));
+      return absl::InvalidArgumentError(absl::StrCat(flag, " wants NAME=VALUE, not '", text, "'"));
     }
     if (!options.emplace(text.substr(0, equals), text.substr(equals + 1)).second) {
       return absl::InvalidArgumentError(

@@ -12,9 +12,10 @@
 
 namespace quantmill {
 
-// "bits=3" by name. INVALID_ARGUMENT for a text without '=' and for a name given twice.
+// "bits=3" by name. INVALID_ARGUMENT for a text without '=' and for a name given twice. `flag` is
+// where they were given, for messages.
 absl::StatusOr<std::map<std::string, std::string>> ParseOptions(
-    const std::vector<std::string>& texts);
+    const std::vector<std::string>& texts, const std::string& flag = "--option");
 
 // The values checked against the method's table, defaults filled in. INVALID_ARGUMENT for an
 // unknown name (with the nearest), a value that does not fit, a required option that is missing.

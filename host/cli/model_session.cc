@@ -1,15 +1,21 @@
 #include "host/cli/model_session.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "core/base/nearest.h"
 #include "core/base/status.h"
 #include "core/checkpoint/quantization_config.h"
 #include "core/io/gguf_file.h"
+#include "host/cli/method_options.h"
 #include "host/pipeline/device.h"
 #include "host/plugins/catalog.h"
 #include "host/plugins/registry.h"
 #include "host/run/backend.h"
+#include "host/run/quantize_on_load.h"
 
 namespace quantmill {
 
@@ -29,14 +35,14 @@ absl::StatusOr<std::unique_ptr<ModelSession>> ModelSession::Open(
 
 absl::Status ModelSession::LoadFormats() {
   if (formats_ != nullptr) return absl::OkStatus();
-  QM_ASSIGN_OR_RETURN(const Catalog catalog, DiscoverPlugins(plugin_files_));
-  QM_RETURN_IF_ERROR(CheckNamedPlugins(catalog, plugin_files_));
-  QM_ASSIGN_OR_RETURN(std::vector<LoadedMethod> methods, LoadMethods(catalog, {}));
+  QM_ASSIGN_OR_RETURN(catalog_, DiscoverPlugins(plugin_files_));
+  QM_RETURN_IF_ERROR(CheckNamedPlugins(catalog_, plugin_files_));
+  QM_ASSIGN_OR_RETURN(methods_, LoadMethods(catalog_, {}));
   if (!backend_->device().is_cpu()) {
     QM_ASSIGN_OR_RETURN(host_backend_, MakeCpuBackend());
   }
   Backend& host = host_backend_ != nullptr ? *host_backend_ : *backend_;
-  formats_ = std::make_unique<PluginFormats>(std::move(methods), host);
+  formats_ = std::make_unique<PluginFormats>(methods_, host);
   return absl::OkStatus();
 }
 
@@ -46,6 +52,52 @@ absl::StatusOr<std::unique_ptr<CheckpointSource>> ModelSession::OpenCheckpoint(
   QM_ASSIGN_OR_RETURN(const auto quantization, ReadQuantizationConfig(directory));
   if (quantization != nullptr) QM_RETURN_IF_ERROR(LoadFormats());
   return OpenModel(directory, formats_.get(), mode);
+}
+
+absl::StatusOr<std::unique_ptr<WeightSource>> ModelSession::OpenModelArgument(const Arguments& args,
+                                                                              PackedMode mode) {
+  if (args.Has("load")) return OpenQuantizing(args, mode);
+  if (args.Has("load-options")) {
+    return UsageError("--load-options is of use with --load only", "", "add --load METHOD");
+  }
+  QM_ASSIGN_OR_RETURN(auto source, OpenCheckpoint(args.Text("MODEL"), mode));
+  return std::unique_ptr<WeightSource>(std::move(source));
+}
+
+absl::StatusOr<std::unique_ptr<WeightSource>> ModelSession::OpenQuantizing(const Arguments& args,
+                                                                           PackedMode mode) {
+  const std::string id = args.Text("load");
+  QM_RETURN_IF_ERROR(CheckModelDirectory(args.Text("MODEL")));
+  QM_RETURN_IF_ERROR(LoadFormats());
+  const MethodInfo* method = catalog_.FindMethod(id);
+  std::vector<std::string> able;
+  for (const std::string& other : catalog_.MethodIds()) {
+    if (catalog_.FindMethod(other)->Has(QM_EXT_QUANTIZE_LINEAR)) able.push_back(other);
+  }
+  if (method == nullptr || std::find(able.begin(), able.end(), id) == able.end()) {
+    return UsageError(absl::StrCat("--load: no method '", id, "' that quantizes linears"),
+                      NearestHint(id, able), "see quantmill plugins");
+  }
+  const std::vector<std::string> texts =
+      absl::StrSplit(args.Text("load-options"), ',', absl::SkipWhitespace());
+  const auto given = ParseOptions(texts, "--load-options");
+  if (!given.ok()) return UsageError(given.status());
+  const absl::StatusOr<ResolvedOptions> options = OptionsFor(*method, *given);
+  if (!options.ok()) return UsageError(options.status());
+  for (const LoadedMethod& loaded : methods_) {
+    if (id != loaded.method->id) continue;
+    return QuantizeOnLoad(args.Text("MODEL"), loaded, *options, *formats_, *backend_, mode);
+  }
+  return absl::InternalError(absl::StrCat("method '", id, "' was not loaded"));
+}
+
+std::vector<CommandOption> LoadOptions() {
+  return {{.name = "load",
+           .value = "METHOD",
+           .doc = "quantize an original MODEL with this method while it is loaded"},
+          {.name = "load-options",
+           .value = "NAME=VALUE,...",
+           .doc = "options of that method (quantmill describe METHOD)"}};
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& directory,

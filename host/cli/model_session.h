@@ -14,6 +14,8 @@
 #include "core/text/tokenizer.h"
 #include "host/cli/command.h"
 #include "host/cli/progress.h"
+#include "host/plugins/catalog.h"
+#include "host/plugins/registry.h"
 #include "host/worker/formats.h"
 
 namespace quantmill {
@@ -31,16 +33,26 @@ class ModelSession {
   // Opens a model's directory. Plugins are looked for, and loaded, only when it is quantized.
   absl::StatusOr<std::unique_ptr<CheckpointSource>> OpenCheckpoint(const std::string& directory,
                                                                    PackedMode mode);
+  // Opens the argument MODEL; with --load, its linears are quantized while they are loaded.
+  absl::StatusOr<std::unique_ptr<WeightSource>> OpenModelArgument(const Arguments& args,
+                                                                  PackedMode mode);
 
  private:
   ModelSession() = default;
   absl::Status LoadFormats();
+  absl::StatusOr<std::unique_ptr<WeightSource>> OpenQuantizing(const Arguments& args,
+                                                               PackedMode mode);
 
   std::vector<std::string> plugin_files_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Backend> host_backend_;  // for calls of format plugins; only with a GPU
+  Catalog catalog_;                        // with formats_
+  std::vector<LoadedMethod> methods_;      // likewise
   std::unique_ptr<PluginFormats> formats_;
 };
+
+// --load METHOD and --load-options NAME=VALUE,...
+std::vector<CommandOption> LoadOptions();
 
 // The tokenizer of `directory`, or, when it has none, of `fallback` (may be empty).
 absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& directory,
