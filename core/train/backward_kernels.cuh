@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "core/tensor/dtype.h"
+#include "core/train/adamw_factors.h"
 
 namespace quantmill::cuda {
 
@@ -67,6 +68,28 @@ cudaError_t LaunchSoftmaxRows(const ScoreTile& tile, const float* scores, DType 
 // p[r, c] = p (d_p - sum_c p d_p): p becomes the gradient of the scores.
 cudaError_t LaunchSoftmaxBackward(const ScoreTile& tile, const float* d_p, DType dtype, void* p,
                                   cudaStream_t stream);
+
+// ---- token_losses.cu ----
+struct TokenLossRows {
+  float* logits;           // [rows, vocab]; become gradients
+  const int32_t* targets;  // [rows]; negative: not counted
+  const void* teacher;     // [rows, vocab] of teacher_dtype; null: none
+  DType teacher_dtype;     // F32 where there is none
+  float* losses;           // [rows, 2]
+  int64_t rows, vocab;
+  float lm_weight, kl_weight, scale;
+};
+cudaError_t LaunchTokenLosses(const TokenLossRows& rows, cudaStream_t stream);
+
+// ---- optimizer.cu ----
+cudaError_t LaunchEmbedBackward(const int32_t* ids, const float* d_rows, int64_t rows,
+                                int64_t width, float* table, cudaStream_t stream);
+inline constexpr int kSquarePartials = 512;
+// partial: kSquarePartials doubles, total: one.
+cudaError_t LaunchSumOfSquares(const float* x, int64_t count, double* partial, double* total,
+                               cudaStream_t stream);
+cudaError_t LaunchAdamW(const AdamWFactors& factors, const float* gradient, int64_t count, float* p,
+                        float* first, float* second, cudaStream_t stream);
 
 }  // namespace quantmill::cuda
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "core/base/status.h"
 #include "core/cpu/convert.h"
 #include "core/threads/thread_pool.h"
@@ -114,6 +115,46 @@ void HeadBackward(const AttentionShape& shape, const HeadTask& head) {
                 shape.scale, d_p.data(), Blas(keys), q, Blas(head.q_stride), 1.0f,
                 head.d_keys + key * dim, Blas(dim));
   }
+}
+
+// Largest value and sum of exp(value - largest).
+struct LogSum {
+  float largest;
+  double sum;
+  double log() const { return double{largest} + std::log(sum); }
+};
+LogSum LogSumExp(absl::Span<const float> values) {
+  LogSum result = {*std::max_element(values.begin(), values.end()), 0};
+  for (float value : values) result.sum += std::exp(value - result.largest);
+  return result;
+}
+
+// d -log q[t] / d s = q - onehot(t);  d KL(p || q) / d s = q - p.
+void TokenLossRow(int32_t target, absl::Span<const float> teacher, const TokenLoss& weights,
+                  float scale, absl::Span<float> logits, float* losses) {
+  losses[0] = losses[1] = 0;
+  if (target < 0) {
+    std::fill(logits.begin(), logits.end(), 0.0f);
+    return;
+  }
+  const LogSum q = LogSumExp(logits);
+  losses[0] = static_cast<float>(q.log() - logits[static_cast<size_t>(target)]);
+  const float total = (weights.lm + weights.kl) * scale;
+  const bool distills = !teacher.empty();
+  const LogSum p = distills ? LogSumExp(teacher) : LogSum{0, 1};
+  double kl = 0;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const double share = std::exp(logits[i] - q.largest) / q.sum;
+    double gradient = total * share;
+    if (distills) {
+      const double wanted = std::exp(teacher[i] - p.largest) / p.sum;
+      kl += wanted * ((teacher[i] - p.log()) - (logits[i] - q.log()));
+      gradient -= double{weights.kl} * scale * wanted;
+    }
+    logits[i] = static_cast<float>(gradient);
+  }
+  logits[static_cast<size_t>(target)] -= weights.lm * scale;
+  losses[1] = static_cast<float>(kl);
 }
 
 class CpuTrainingOps final : public TrainingOps {
@@ -246,6 +287,67 @@ class CpuTrainingOps final : public TrainingOps {
     float* to = target->as<float>();
     threads().ParallelFor(x.elements(), kElementGrain, [=](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) to[i] += from[i];
+    });
+    return absl::OkStatus();
+  }
+
+  absl::Status DoTokenLosses(const Tensor& targets, const Tensor& teacher, const TokenLoss& weights,
+                             float scale, Tensor* logits, Tensor* losses) override {
+    const int64_t vocab = logits->dim(1);
+    threads().ParallelFor(logits->dim(0), 1, [&](int64_t row, int64_t, int) {
+      std::vector<float> p;
+      if (!teacher.empty()) {
+        p.resize(static_cast<size_t>(vocab));
+        cpu::ToF32(cpu::ElementAddress(teacher.data(), teacher.dtype(), row * vocab),
+                   teacher.dtype(), vocab, p.data());
+      }
+      TokenLossRow(targets.as<const int32_t>()[row], p, weights, scale,
+                   {logits->as<float>() + row * vocab, static_cast<size_t>(vocab)},
+                   losses->as<float>() + row * 2);
+    });
+    return absl::OkStatus();
+  }
+
+  absl::Status DoEmbed(const Tensor& ids, const Tensor& d_rows, Tensor* d_table) override {
+    const int64_t width = d_rows.dim(1);
+    threads().ParallelFor(width, kColumnTile, [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = 0; row < d_rows.dim(0); ++row) {
+        const float* from = d_rows.as<const float>() + row * width;
+        float* to = d_table->as<float>() + int64_t{ids.as<const int32_t>()[row]} * width;
+        for (int64_t i = begin; i < end; ++i) to[i] += from[i];
+      }
+    });
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<double> DoSumOfSquares(const Tensor& x) override {
+    const int64_t count = x.elements();
+    std::vector<double> sums(static_cast<size_t>((count + kElementGrain - 1) / kElementGrain));
+    threads().ParallelFor(count, kElementGrain, [&](int64_t begin, int64_t end, int) {
+      double sum = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        sum += double{x.as<const float>()[i]} * x.as<const float>()[i];
+      }
+      sums[static_cast<size_t>(begin / kElementGrain)] = sum;
+    });
+    double total = 0;
+    for (double sum : sums) total += sum;
+    return total;
+  }
+
+  absl::Status DoAdamW(const AdamWStep& step, const Tensor& gradient, Tensor* parameter,
+                       Tensor* first_moment, Tensor* second_moment) override {
+    const AdamWFactors f = FactorsOf(step);
+    threads().ParallelFor(gradient.elements(), kElementGrain, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const float g = gradient.as<const float>()[i] * f.gradient_scale;
+        float& m = first_moment->as<float>()[i];
+        float& v = second_moment->as<float>()[i];
+        float& p = parameter->as<float>()[i];
+        m = f.beta1 * m + f.rest1 * g;
+        v = f.beta2 * v + f.rest2 * g * g;
+        p = p * f.keep - f.rate * m / (std::sqrt(v) * f.root + f.epsilon);
+      }
     });
     return absl::OkStatus();
   }

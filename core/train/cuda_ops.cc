@@ -164,6 +164,54 @@ class CudaTrainingOps final : public TrainingOps {
     QM_CUDA_RETURN(cuda::LaunchAddF32(x.as<float>(), x.elements(), target->as<float>(), stream()));
     return absl::OkStatus();
   }
+
+  absl::Status DoTokenLosses(const Tensor& targets, const Tensor& teacher, const TokenLoss& weights,
+                             float scale, Tensor* logits, Tensor* losses) override {
+    QM_RETURN_IF_ERROR(Enter());
+    cuda::TokenLossRows rows = {};
+    rows.logits = logits->as<float>();
+    rows.targets = targets.as<int32_t>();
+    rows.teacher = teacher.empty() ? nullptr : teacher.data();
+    rows.teacher_dtype = teacher.empty() ? DType::kF32 : teacher.dtype();
+    rows.losses = losses->as<float>();
+    rows.rows = logits->dim(0);
+    rows.vocab = logits->dim(1);
+    rows.lm_weight = weights.lm;
+    rows.kl_weight = weights.kl;
+    rows.scale = scale;
+    QM_CUDA_RETURN(cuda::LaunchTokenLosses(rows, stream()));
+    return absl::OkStatus();
+  }
+
+  absl::Status DoEmbed(const Tensor& ids, const Tensor& d_rows, Tensor* d_table) override {
+    QM_RETURN_IF_ERROR(Enter());
+    QM_CUDA_RETURN(cuda::LaunchEmbedBackward(ids.as<int32_t>(), d_rows.as<float>(), d_rows.dim(0),
+                                             d_rows.dim(1), d_table->as<float>(), stream()));
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<double> DoSumOfSquares(const Tensor& x) override {
+    QM_RETURN_IF_ERROR(Enter());
+    QM_ASSIGN_OR_RETURN(const Tensor sums,
+                        backend().Allocate(DType::kF64, {cuda::kSquarePartials + 1}));
+    double* total = sums.as<double>() + cuda::kSquarePartials;
+    QM_CUDA_RETURN(
+        cuda::LaunchSumOfSquares(x.as<float>(), x.elements(), sums.as<double>(), total, stream()));
+    double result = 0;
+    QM_CUDA_RETURN(
+        cudaMemcpyAsync(&result, total, sizeof(result), cudaMemcpyDeviceToHost, stream()));
+    QM_CUDA_RETURN(cudaStreamSynchronize(stream()));
+    return result;
+  }
+
+  absl::Status DoAdamW(const AdamWStep& step, const Tensor& gradient, Tensor* parameter,
+                       Tensor* first_moment, Tensor* second_moment) override {
+    QM_RETURN_IF_ERROR(Enter());
+    QM_CUDA_RETURN(cuda::LaunchAdamW(FactorsOf(step), gradient.as<float>(), gradient.elements(),
+                                     parameter->as<float>(), first_moment->as<float>(),
+                                     second_moment->as<float>(), stream()));
+    return absl::OkStatus();
+  }
 };
 
 }  // namespace

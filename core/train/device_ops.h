@@ -4,9 +4,12 @@
 
 #include <memory>
 
+#include "core/train/adamw_factors.h"
 #include "core/train/training_ops.h"
 
 namespace quantmill {
+
+AdamWFactors FactorsOf(const AdamWStep& step);
 
 std::unique_ptr<TrainingOps> MakeCpuTrainingOps(Backend& backend);
 // Null in a build without CUDA.

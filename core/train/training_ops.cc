@@ -1,10 +1,26 @@
 #include "core/train/training_ops.h"
 
+#include <cmath>
+
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/train/device_ops.h"
 
 namespace quantmill {
+
+AdamWFactors FactorsOf(const AdamWStep& step) {
+  const double steps = static_cast<double>(step.step);
+  const auto f32 = [](double value) { return static_cast<float>(value); };
+  return {f32(step.beta1),
+          f32(1 - step.beta1),
+          f32(step.beta2),
+          f32(1 - step.beta2),
+          f32(1 - step.rate * step.decay),
+          f32(step.rate / (1 - std::pow(step.beta1, steps))),
+          f32(1 / std::sqrt(1 - std::pow(step.beta2, steps))),
+          f32(step.epsilon),
+          step.gradient_scale};
+}
 
 absl::Status TrainingOps::Expect(const char* op, const char* name, const Tensor& tensor,
                                  DType dtype, const Shape& shape) const {
@@ -149,6 +165,57 @@ absl::Status TrainingOps::Add(const Tensor& x, Tensor* target) {
   QM_RETURN_IF_ERROR(Expect(kOp, "x", x, DType::kF32, x.shape()));
   QM_RETURN_IF_ERROR(ExpectGradient(kOp, "target", target, x.shape()));
   return x.elements() == 0 ? absl::OkStatus() : DoAdd(x, target);
+}
+
+absl::Status TrainingOps::TokenLosses(const Tensor& targets, const Tensor& teacher,
+                                      const TokenLoss& weights, float scale, Tensor* logits,
+                                      Tensor* losses) {
+  constexpr char kOp[] = "token losses";
+  if (logits == nullptr || logits->rank() != 2 || (teacher.empty() && weights.kl != 0)) {
+    return absl::InvalidArgumentError(
+        "token losses: no matrix of logits, or no teacher for the KL divergence");
+  }
+  const int64_t rows = logits->dim(0);
+  QM_RETURN_IF_ERROR(ExpectGradient(kOp, "logits", logits, logits->shape()));
+  QM_RETURN_IF_ERROR(ExpectGradient(kOp, "losses", losses, {rows, 2}));
+  QM_RETURN_IF_ERROR(Expect(kOp, "targets", targets, DType::kI32, {rows}));
+  if (!teacher.empty()) {
+    if (!IsModelFloat(teacher.dtype())) {
+      return absl::InvalidArgumentError("token losses: the teacher's logits are no floats");
+    }
+    QM_RETURN_IF_ERROR(Expect(kOp, "teacher", teacher, teacher.dtype(), logits->shape()));
+  }
+  if (logits->elements() == 0) return absl::OkStatus();
+  return DoTokenLosses(targets, teacher, weights, scale, logits, losses);
+}
+
+absl::Status TrainingOps::Embed(const Tensor& ids, const Tensor& d_rows, Tensor* d_table) {
+  constexpr char kOp[] = "embedding";
+  if (d_rows.rank() != 2 || d_table == nullptr || d_table->rank() != 2) {
+    return absl::InvalidArgumentError("backward of embedding: d_rows or d_table is no matrix");
+  }
+  QM_RETURN_IF_ERROR(Expect(kOp, "ids", ids, DType::kI32, {d_rows.dim(0)}));
+  QM_RETURN_IF_ERROR(Expect(kOp, "d_rows", d_rows, DType::kF32, {d_rows.dim(0), d_table->dim(1)}));
+  QM_RETURN_IF_ERROR(ExpectGradient(kOp, "d_table", d_table, d_table->shape()));
+  return d_rows.elements() == 0 ? absl::OkStatus() : DoEmbed(ids, d_rows, d_table);
+}
+
+absl::StatusOr<double> TrainingOps::SumOfSquares(const Tensor& x) {
+  QM_RETURN_IF_ERROR(Expect("sum of squares", "x", x, DType::kF32, x.shape()));
+  if (x.elements() == 0) return 0.0;
+  return DoSumOfSquares(x);
+}
+
+absl::Status TrainingOps::AdamW(const AdamWStep& step, const Tensor& gradient, Tensor* parameter,
+                                Tensor* first_moment, Tensor* second_moment) {
+  constexpr char kOp[] = "AdamW";
+  QM_RETURN_IF_ERROR(Expect(kOp, "gradient", gradient, DType::kF32, gradient.shape()));
+  QM_RETURN_IF_ERROR(ExpectGradient(kOp, "parameter", parameter, gradient.shape()));
+  QM_RETURN_IF_ERROR(ExpectGradient(kOp, "first_moment", first_moment, gradient.shape()));
+  QM_RETURN_IF_ERROR(ExpectGradient(kOp, "second_moment", second_moment, gradient.shape()));
+  if (step.step < 1) return absl::InvalidArgumentError("AdamW: steps are counted from 1");
+  if (gradient.elements() == 0) return absl::OkStatus();
+  return DoAdamW(step, gradient, parameter, first_moment, second_moment);
 }
 
 absl::StatusOr<std::unique_ptr<TrainingOps>> MakeTrainingOps(Backend& backend) {

@@ -30,6 +30,22 @@ struct RopeRows {
   int64_t head_dim = 0;
 };
 
+// Weights of the two losses of a row; a row with target < 0 has none.
+struct TokenLoss {
+  float lm = 1;  // -log q[target], q = softmax(logits)
+  float kl = 0;  // KL(p || q), p = softmax(teacher)
+};
+
+// One step of AdamW (Loshchilov and Hutter 2019, algorithm 2), as torch.optim.AdamW counts:
+//   p -= rate decay p;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
+//   p -= rate m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon)
+struct AdamWStep {
+  double rate = 0, decay = 0;
+  double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
+  int64_t step = 1;          // counted from 1
+  float gradient_scale = 1;  // on g: clipping, and the mean over accumulated batches
+};
+
 class TrainingOps {
  public:
   explicit TrainingOps(Backend& backend) : backend_(backend) {}
@@ -65,6 +81,22 @@ class TrainingOps {
   // target += x, both F32.
   absl::Status Add(const Tensor& x, Tensor* target);
 
+  // ---- whole models ----
+  // Row i of logits F32 [rows, vocab] becomes `scale` times the gradient of its loss with respect
+  // to it; losses F32 [rows, 2] gets the row's two losses (lm, kl), unweighted and unscaled.
+  // targets: I32 [rows] on the device, below vocab; teacher: logits of any model float, or empty
+  // when weights.kl is 0.
+  absl::Status TokenLosses(const Tensor& targets, const Tensor& teacher, const TokenLoss& weights,
+                           float scale, Tensor* logits, Tensor* losses);
+  // d_table[ids[i], :] += d_rows[i, :], in the order of rows. ids: I32 [rows] on the device, each
+  // in [0, vocab).
+  absl::Status Embed(const Tensor& ids, const Tensor& d_rows, Tensor* d_table);
+  // Sum of the squares of an F32 tensor; waits for it.
+  absl::StatusOr<double> SumOfSquares(const Tensor& x);
+  // Of equal shapes, all F32.
+  absl::Status AdamW(const AdamWStep& step, const Tensor& gradient, Tensor* parameter,
+                     Tensor* first_moment, Tensor* second_moment);
+
  protected:
   // `tensor` itself, or rounded (or widened) to the activation dtype.
   absl::StatusOr<Tensor> AsFactor(const Tensor& tensor);
@@ -81,6 +113,13 @@ class TrainingOps {
   virtual absl::Status DoSiluMultiply(const Tensor& gate, const Tensor& up, const Tensor& d_y,
                                       Tensor* d_gate, Tensor* d_up) = 0;
   virtual absl::Status DoAdd(const Tensor& x, Tensor* target) = 0;
+  virtual absl::Status DoTokenLosses(const Tensor& targets, const Tensor& teacher,
+                                     const TokenLoss& weights, float scale, Tensor* logits,
+                                     Tensor* losses) = 0;
+  virtual absl::Status DoEmbed(const Tensor& ids, const Tensor& d_rows, Tensor* d_table) = 0;
+  virtual absl::StatusOr<double> DoSumOfSquares(const Tensor& x) = 0;
+  virtual absl::Status DoAdamW(const AdamWStep& step, const Tensor& gradient, Tensor* parameter,
+                               Tensor* first_moment, Tensor* second_moment) = 0;
 
   absl::Status Expect(const char* op, const char* name, const Tensor& tensor, DType dtype,
                       const Shape& shape) const;

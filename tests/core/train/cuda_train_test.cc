@@ -146,6 +146,70 @@ TEST_P(CudaTrainTest, BlocksAgreeWithPyTorch) {
   }
 }
 
+TEST_P(CudaTrainTest, TokenLosses) {
+  for (int64_t vocab : {5, 1000}) {
+    const int64_t rows = 37;
+    const Tensor logits = RandomTensor({rows, vocab}, 20, DType::kF32, 4);
+    const Tensor teacher = Random({rows, vocab}, 21, 4);
+    std::vector<int32_t> ids;
+    for (int32_t i = 0; i < rows; ++i) ids.push_back(i % 4 == 0 ? -1 : i % 5);
+    const Tensor targets = Tensor::FromI32({rows}, ids);
+    for (const bool distills : {false, true}) {
+      const TokenLoss weights = distills ? TokenLoss{0.3f, 0.7f} : TokenLoss{1, 0};
+      Tensor d = OnGpu(logits), losses = Poisoned({rows, 2}, DType::kF32);
+      QM_ASSERT_OK(gpu().TokenLosses(OnGpu(targets), distills ? OnGpu(teacher) : Tensor(), weights,
+                                     2, &d, &losses));
+      Tensor c_d = Clone(logits), c_losses = Garbage({rows, 2});
+      QM_ASSERT_OK(
+          cpu().TokenLosses(targets, distills ? teacher : Tensor(), weights, 2, &c_d, &c_losses));
+      ExpectClose("gradient", d, c_d, 1e-5);
+      ExpectClose("losses", losses, c_losses, 1e-5);
+    }
+  }
+}
+
+TEST_P(CudaTrainTest, Optimizer) {
+  const Tensor d_rows = Gradient({50, 300}, 22);
+  std::vector<int32_t> ids;
+  for (int32_t i = 0; i < 50; ++i) ids.push_back(i % 7);  // every id several times
+  Tensor table = OnGpu(Gradient({9, 300}, 23)), c_table = Gradient({9, 300}, 23);
+  QM_ASSERT_OK(gpu().Embed(OnGpu(Tensor::FromI32({50}, ids)), OnGpu(d_rows), &table));
+  QM_ASSERT_OK(cpu().Embed(Tensor::FromI32({50}, ids), d_rows, &c_table));
+  ExpectClose("embedding", table, c_table, 1e-6);
+
+  for (const Shape& shape : {Shape{1}, Shape{700, 513}}) {
+    const Tensor x = Gradient(shape, 24);
+    const double expected = cpu().SumOfSquares(x).value();
+    EXPECT_NEAR(gpu().SumOfSquares(OnGpu(x)).value(), expected, 1e-12 * expected);
+    AdamWStep step;
+    step.rate = 0.01;
+    step.decay = 0.1;
+    step.step = 3;
+    step.gradient_scale = 0.5f;
+    Tensor v = Gradient(shape, 27);
+    for (int64_t i = 0; i < v.elements(); ++i) v.as<float>()[i] *= v.as<float>()[i];
+    Tensor p = Gradient(shape, 25), m = Gradient(shape, 26);
+    Tensor g_p = OnGpu(Clone(p)), g_m = OnGpu(Clone(m)), g_v = OnGpu(Clone(v));
+    QM_ASSERT_OK(gpu().AdamW(step, OnGpu(x), &g_p, &g_m, &g_v));
+    QM_ASSERT_OK(cpu().AdamW(step, x, &p, &m, &v));
+    ExpectClose("parameter", g_p, p, 1e-5);
+    ExpectClose("first moment", g_m, m, 1e-6);
+    ExpectClose("second moment", g_v, v, 1e-6);
+  }
+}
+
+TEST_P(CudaTrainTest, ModelsAgreeWithPyTorch) {
+  const double tolerance = dtype() == DType::kF32 ? 1e-4 : 32 * UnitRoundoff(dtype());
+  for (const char* name : kGradientFixtures) {
+    const GradientFixture fixture(name);
+    for (const char* loss : {"lm", "kl"}) {
+      for (const NamedError& e : ModelErrors(fixture, loss, cuda())) {
+        EXPECT_LT(e.error, tolerance) << name << " " << loss << " " << e.name;
+      }
+    }
+  }
+}
+
 QM_CUDA_TEST_SUITE(CudaTrainTest);
 
 }  // namespace

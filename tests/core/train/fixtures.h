@@ -10,6 +10,7 @@
 #include "core/model/block_edits.h"
 #include "core/model/dense_source.h"
 #include "core/train/block_gradients.h"
+#include "core/train/model_gradients.h"
 #include "tests/core/cpu/support.h"
 #include "tests/core/train/slow_backward.h"
 #include "tests/support/shared_data.h"
@@ -81,6 +82,66 @@ inline std::vector<NamedError> BlockErrors(const GradientFixture& fixture, int64
   add("input", d_input, fixture.Get("d_hidden." + std::to_string(index)));
   for (const NamedTensor& gradient : wanted) {
     add(gradient.name, gradient.tensor, fixture.Get("lm." + gradient.name));
+  }
+  return errors;
+}
+
+// Every tensor of the model with a zeroed gradient.
+inline std::vector<NamedTensor> WantedGradients(const GradientFixture& fixture, Backend& backend) {
+  std::vector<NamedTensor> wanted;
+  for (const TensorSpec& spec : RequiredTensors(fixture.config())) {
+    wanted.push_back({spec.name, backend.Allocate(DType::kF32, spec.shape).value()});
+    EXPECT_TRUE(backend.Zero(&wanted.back().tensor).ok());
+  }
+  return wanted;
+}
+
+// The tensor of that name; null if there is none.
+inline Tensor* FindTensor(TrainedModel& model, const std::string& name) {
+  if (name == "model.embed_tokens.weight") return &model.embedding;
+  if (name == "model.norm.weight") return &model.final_norm;
+  if (name == "lm_head.weight") return &model.head.dense;
+  for (size_t block = 0; block < model.blocks.size(); ++block) {
+    const BlockTensors tensors(*model.config, static_cast<int64_t>(block), &model.blocks[block]);
+    if (Tensor* tensor = tensors.Find(name); tensor != nullptr) return tensor;
+  }
+  return nullptr;
+}
+
+inline TrainingBatch FixtureBatch(const GradientFixture& fixture) {
+  TrainingBatch batch;
+  batch.ids = fixture.Get("input_ids");
+  batch.targets = fixture.Get("labels");
+  const Tensor teacher = fixture.Get("teacher_logits");
+  batch.teacher = [teacher](int64_t begin, int64_t end) -> absl::StatusOr<Tensor> {
+    return teacher.Rows(begin, end);
+  };
+  return batch;
+}
+
+// The gradients of all tensors under the loss "lm" or "kl", and the loss itself.
+inline std::vector<NamedError> ModelErrors(const GradientFixture& fixture, const std::string& loss,
+                                           Backend& backend) {
+  TrainingBatch batch = FixtureBatch(fixture);
+  const auto on_host = batch.teacher;
+  batch.teacher = [&](int64_t begin, int64_t end) -> absl::StatusOr<Tensor> {
+    return backend.ToDevice(on_host(begin, end).value());
+  };
+  const TrainedModel model = LoadTrainedModel(*fixture.source, batch.ids.dim(1), backend).value();
+  const auto ops = MakeTrainingOps(backend).value();
+  const std::vector<NamedTensor> wanted = WantedGradients(fixture, backend);
+  ModelGradients places = PlaceModelGradients(model, wanted).value();
+  const TokenLoss weights = loss == "lm" ? TokenLoss{1, 0} : TokenLoss{0, 1};
+  const absl::StatusOr<BatchLoss> made = AddModelGradients(*ops, model, batch, weights, 1, &places);
+  EXPECT_TRUE(made.ok()) << made.status();
+  std::vector<NamedError> errors;
+  const double expected = Values(fixture.Get(loss + "_loss"))[0];
+  errors.push_back({"loss", std::abs((loss == "lm" ? made->lm : made->kl) - expected) / expected});
+  for (const NamedTensor& item : wanted) {
+    Tensor host = Garbage(item.tensor.shape());
+    EXPECT_TRUE(backend.Copy(item.tensor, &host).ok());
+    errors.push_back(
+        {item.name, RelativeError(Values(host), Values(fixture.Get(loss + "." + item.name)))});
   }
   return errors;
 }

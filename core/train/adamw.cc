@@ -1,0 +1,65 @@
+#include "core/train/adamw.h"
+
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/status.h"
+#include "core/train/schedule.h"
+
+namespace quantmill {
+
+absl::Status AdamW::Add(const std::string& name, const Tensor& stored, double rate, bool decays) {
+  Backend& backend = ops_.backend();
+  if (!IsModelFloat(stored.dtype()) || stored.read_only() ||
+      !(stored.device() == backend.device())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("parameter ", name, " is no writable float tensor on the device"));
+  }
+  Parameter parameter = {stored, {}, {}, {}, rate, decays};
+  NamedTensor gradient = {name, {}};
+  for (Tensor* tensor :
+       {&parameter.master, &parameter.first, &parameter.second, &gradient.tensor}) {
+    QM_ASSIGN_OR_RETURN(*tensor, backend.Allocate(DType::kF32, stored.shape()));
+    QM_RETURN_IF_ERROR(backend.Zero(tensor));
+  }
+  QM_RETURN_IF_ERROR(backend.Copy(stored, &parameter.master));
+  parameters_.push_back(std::move(parameter));
+  gradients_.push_back(std::move(gradient));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<OptimizerStep> AdamW::Step(double learning_rate, int64_t batches) {
+  if (batches < 1) return absl::InvalidArgumentError("a step needs at least one batch");
+  Backend& backend = ops_.backend();
+  double squares = 0;
+  for (const NamedTensor& gradient : gradients_) {
+    QM_ASSIGN_OR_RETURN(const double sum, ops_.SumOfSquares(gradient.tensor));
+    squares += sum;
+  }
+  OptimizerStep result;
+  result.gradient_norm = std::sqrt(squares) / static_cast<double>(batches);
+  const double factor = ClipFactor(result.gradient_norm, options_.clip_norm);
+  result.skipped = !std::isfinite(result.gradient_norm);
+  if (!result.skipped) ++steps_;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    Parameter& p = parameters_[i];
+    Tensor& gradient = gradients_[i].tensor;
+    if (!result.skipped) {
+      AdamWStep step;
+      step.rate = learning_rate * p.rate;
+      step.decay = p.decays ? options_.decay : 0;
+      step.beta1 = options_.beta1;
+      step.beta2 = options_.beta2;
+      step.epsilon = options_.epsilon;
+      step.step = steps_;
+      step.gradient_scale = static_cast<float>(factor / static_cast<double>(batches));
+      QM_RETURN_IF_ERROR(ops_.AdamW(step, gradient, &p.master, &p.first, &p.second));
+      QM_RETURN_IF_ERROR(backend.Copy(p.master, &p.stored));
+    }
+    QM_RETURN_IF_ERROR(backend.Zero(&gradient));
+  }
+  return result;
+}
+
+}  // namespace quantmill

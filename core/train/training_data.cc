@@ -1,0 +1,93 @@
+#include "core/train/training_data.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "core/base/status.h"
+
+namespace quantmill {
+namespace {
+
+// Where alpaca's prompt, as ReadDocuments writes it, begins and ends.
+constexpr char kPromptStart[] = "Below is an instruction that describes a task";
+constexpr char kPromptEnd[] = "\n\n### Response:\n";
+
+// Bytes of the prompt at the start of a document; 0 if it has none.
+size_t PromptBytes(const std::string& document) {
+  if (!absl::StartsWith(document, kPromptStart)) return 0;
+  const size_t end = document.find(kPromptEnd);
+  return end == std::string::npos ? 0 : end + sizeof(kPromptEnd) - 1;
+}
+
+// Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", figure 17.
+uint64_t SplitMix64(uint64_t* state) {
+  uint64_t z = *state += 0x9E3779B97F4A7C15u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
+}  // namespace
+
+absl::StatusOr<TrainingData> TrainingData::Read(const Tokenizer& tokenizer, const std::string& path,
+                                                const TrainingDataOptions& options) {
+  if (options.length < 1) return absl::InvalidArgumentError("windows need at least one token");
+  QM_ASSIGN_OR_RETURN(const std::vector<std::string> documents, ReadDocuments(path, options.text));
+  TrainingData data;
+  data.length_ = options.length;
+  data.seed_ = options.seed;
+  for (const std::string& document : documents) {
+    QM_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, tokenizer.Encode(document, false));
+    size_t masked = 0;
+    if (const size_t bytes = options.mask_prompts ? PromptBytes(document) : 0; bytes > 0) {
+      QM_ASSIGN_OR_RETURN(const std::vector<int32_t> prompt,
+                          tokenizer.Encode(document.substr(0, bytes), false));
+      masked = std::min(prompt.size(), ids.size());
+    }
+    if (options.bos >= 0) data.ids_.push_back(options.bos);
+    data.ids_.insert(data.ids_.end(), ids.begin(), ids.end());
+    data.counted_.resize(data.ids_.size() - ids.size() + masked, 0);
+    data.counted_.resize(data.ids_.size(), 1);
+    if (options.eos < 0) continue;
+    data.ids_.push_back(options.eos);
+    data.counted_.push_back(1);
+  }
+  if (data.ids_.empty() || data.windows() < 1) {
+    return absl::InvalidArgumentError(
+        ErrorText(absl::StrCat("cannot train on ", path),
+                  absl::StrCat("its ", data.ids_.size(), " tokens do not fill a window of ",
+                               options.length, " and the token behind it"),
+                  "use more text or a shorter sequence length"));
+  }
+  return data;
+}
+
+std::vector<int64_t> TrainingData::Order(int64_t epoch) const {
+  std::vector<int64_t> order(static_cast<size_t>(windows()));
+  std::iota(order.begin(), order.end(), 0);
+  uint64_t state = seed_ ^ (static_cast<uint64_t>(epoch) * 0xD1B54A32D192ED03u);
+  for (size_t i = order.size() - 1; i > 0; --i) {  // Fisher and Yates
+    std::swap(order[i], order[SplitMix64(&state) % (i + 1)]);
+  }
+  return order;
+}
+
+TrainingData::Windows TrainingData::Batch(int64_t first, int64_t count) const {
+  std::vector<int32_t> ids, targets;
+  std::vector<int64_t> order;
+  int64_t epoch = -1;
+  for (int64_t i = first; i < first + count; ++i) {
+    if (i / windows() != epoch) order = Order(epoch = i / windows());
+    const size_t begin = static_cast<size_t>(order[static_cast<size_t>(i % windows())] * length_);
+    for (size_t at = begin; at < begin + static_cast<size_t>(length_); ++at) {
+      ids.push_back(ids_[at]);
+      targets.push_back(counted_[at + 1] ? ids_[at + 1] : -1);
+    }
+  }
+  return {Tensor::FromI32({count, length_}, ids), Tensor::FromI32({count, length_}, targets)};
+}
+
+}  // namespace quantmill
