@@ -35,7 +35,8 @@ Engine::Engine(EngineInputs inputs)
       store_(in_.work_dir),
       chain_(*in_.plan, *in_.stages, in_.calibration_digest, *in_.digests),
       worker_(ForSlots(in_)),
-      transform_worker_(ForSlots(in_), *in_.transforms) {
+      transform_worker_(ForSlots(in_), *in_.transforms),
+      tune_worker_(ForSlots(in_), *in_.tuning) {
   single_original_stream_ = in_.stages->UsesOriginalStream() && !in_.stages->UsesQuantizedStream();
 }
 
@@ -49,6 +50,7 @@ void Engine::Progress(const std::string& stage, const std::string& unit, int64_t
 
 std::vector<size_t> Engine::SlotsIn(const PreparedStage& stage, int64_t block) const {
   std::vector<size_t> indices;
+  if (stage.tunes && !stage.parts.contains(block)) return indices;
   for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
     const int64_t slot_block = in_.plan->slots[static_cast<size_t>(stage.stage->slots[i])].block;
     if ((slot_block < 0 ? in_.plan->config.layers : slot_block) == block) indices.push_back(i);
@@ -207,6 +209,7 @@ absl::Status Engine::RunStage(const PreparedStage& stage, const std::vector<size
     if (!state->is_head()) Progress(name, "block", state->index(), layers);
     in_.sink({{"type", "begin"}, {"key", keys.unit}, {"stage", name}, {"block", state->index()}});
     absl::StatusOr<Unit> computed = stage.transforms ? ComputeTransform(stage, slots, keys, state)
+                                    : stage.tunes    ? ComputeTuning(stage, slots, keys, state)
                                                      : ComputeUnit(stage, slots, keys, state);
     QM_RETURN_IF_ERROR(computed.status());
     unit = *std::move(computed);
@@ -219,22 +222,22 @@ absl::Status Engine::RunStage(const PreparedStage& stage, const std::vector<size
   }
   const bool wanted =
       unfinished_.contains(state->index()) || state->index() <= last_measured_block_;
-  if (stage.transforms && wanted) QM_RETURN_IF_ERROR(state->Apply(unit.edits));
-  if (!stage.transforms && reused && LaterNeeds(stage, state->index())) {
+  if (wanted && !unit.edits.empty()) QM_RETURN_IF_ERROR(state->Apply(unit.edits));
+  if ((stage.tunes || (!stage.transforms && reused)) && LaterNeeds(stage, state->index())) {
     QM_RETURN_IF_ERROR(PutIntoBlock(stage, slots, unit, state));
   }
   chain_.AddUnit(stage, keys.unit, unit.digest);
-  Remember(stage, std::move(unit));
+  Remember(std::move(unit));
   return absl::OkStatus();
 }
 
-void Engine::Remember(const PreparedStage& stage, Unit unit) {
+void Engine::Remember(Unit unit) {
   const Place place = {unit.key, unit.digest, unit.block};
-  if (stage.transforms) {
-    if (!unit.edits.empty()) transforms_[unit.block].push_back(place);
-    for (const std::string& tensor : unit.changed) edited_[tensor] = unit.block;
-  } else {
-    for (const SlotRecord& record : unit.slots) exported_[record.slot] = place;
+  if (!unit.edits.empty()) transforms_[unit.block].push_back(place);
+  for (const std::string& tensor : unit.changed) edited_[tensor] = unit.block;
+  for (const SlotRecord& record : unit.slots) {
+    const bool same = record.transformed || (record.tuned && !record.packed);
+    if (!same) exported_[record.slot] = place;
   }
   unit.packed.clear();
   unit.edits.clear();
@@ -283,6 +286,35 @@ absl::StatusOr<Unit> Engine::ComputeTransform(const PreparedStage& stage,
   unit.stage = stage.stage->name;
   unit.block = state->index();
   unit.slots = std::move(result.records);
+  unit.edits = std::move(result.edits);
+  unit.changed = std::move(result.changed);
+  unit.seconds = SecondsSince(start);
+  return unit;
+}
+
+absl::StatusOr<Unit> Engine::ComputeTuning(const PreparedStage& stage,
+                                           const std::vector<size_t>& slots, const UnitKeys& keys,
+                                           BlockState* state) {
+  const auto start = Clock::now();
+  const LinearSlot& first = in_.plan->slots[static_cast<size_t>(stage.stage->slots[slots[0]])];
+  const Place& place = exported_.at(first.name);  // the packing's unit has all slots of the stage
+  QM_ASSIGN_OR_RETURN(const Unit packed,
+                      store_.Load(place.key, place.digest, in_.backend->threads()));
+  current_part_ = "tuning";
+  TuneWork work;
+  work.stage = &stage;
+  work.slots = slots;
+  work.keys = keys;
+  work.state = state;
+  work.calibration = calibration_.get();
+  work.packed = &packed;
+  QM_ASSIGN_OR_RETURN(TuneResult result, tune_worker_.Run(work));
+  Unit unit;
+  unit.key = keys.unit;
+  unit.stage = stage.stage->name;
+  unit.block = state->index();
+  unit.slots = std::move(result.records);
+  unit.packed = std::move(result.packed);
   unit.edits = std::move(result.edits);
   unit.changed = std::move(result.changed);
   unit.seconds = SecondsSince(start);
@@ -340,6 +372,7 @@ absl::Status Engine::PutIntoBlock(const PreparedStage& stage, const std::vector<
   for (size_t index : slots) {
     const LinearSlot& slot = in_.plan->slots[static_cast<size_t>(stage.stage->slots[index])];
     const auto packed = unit.packed.find(slot.name);
+    if (stage.tunes && packed == unit.packed.end()) continue;  // as it was
     LinearWeight weight;  // empty: kept dense, also where an earlier stage had packed it
     if (packed != unit.packed.end()) {
       QM_RETURN_IF_ERROR(PutPacked(*in_.backend, *in_.formats, *packed->second, &weight));

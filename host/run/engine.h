@@ -13,6 +13,9 @@
 // A transform's unit holds its edits, not what they made of the weights: they are applied again
 // wherever the block is needed, and to the statistics at the point where they were first.
 //
+// A tuning's unit holds the packed weights it changed, which are exported in the place of those of
+// the unit before, and its edits of norms and biases.
+//
 // Finished units are loaded instead of computed; activations are recomputed from them, up to the
 // last block whose statistics are still wanted. Without statistics no activation is ever computed
 // and memory stays at about a block.
@@ -36,6 +39,7 @@
 #include "host/run/slot_work.h"
 #include "host/run/stage_set.h"
 #include "host/run/transform_work.h"
+#include "host/run/tune_work.h"
 #include "host/run/unit_keys.h"
 #include "host/run/unit_store.h"
 #include "host/supervisor/journal.h"
@@ -50,6 +54,7 @@ struct EngineInputs {
   Backend* backend = nullptr;
   MethodRunner* runner = nullptr;
   TransformRunner* transforms = nullptr;
+  TuneRunner* tuning = nullptr;
   PluginFormats* formats = nullptr;
   ModelDigests* digests = nullptr;
   const JournalState* journal = nullptr;
@@ -92,6 +97,8 @@ class Engine {
   absl::StatusOr<Unit> ComputeTransform(const PreparedStage& stage,
                                         const std::vector<size_t>& slots, const UnitKeys& keys,
                                         BlockState* state);
+  absl::StatusOr<Unit> ComputeTuning(const PreparedStage& stage, const std::vector<size_t>& slots,
+                                     const UnitKeys& keys, BlockState* state);
   // Measures what this and later stages want and the state does not have.
   absl::Status CollectShared(const PreparedStage& stage, BlockState* state);
   absl::Status Collect(const std::vector<StatRequest>& requests, const BlockWeights& weights,
@@ -100,7 +107,7 @@ class Engine {
   absl::Status PutIntoBlock(const PreparedStage& stage, const std::vector<size_t>& slots,
                             const Unit& unit, BlockState* state);
   // Keeps what is asked for after Run.
-  void Remember(const PreparedStage& stage, Unit unit);
+  void Remember(Unit unit);
   bool LaterNeeds(const PreparedStage& stage, int64_t block) const;
   void Progress(const std::string& stage, const std::string& unit, int64_t done, int64_t total);
 
@@ -109,6 +116,7 @@ class Engine {
   KeyChain chain_;
   SlotWorker worker_;
   TransformWorker transform_worker_;
+  TuneWorker tune_worker_;
   std::unique_ptr<Calibration> calibration_;
   std::string current_stage_;
   std::string current_part_;  // of the stage, for progress
@@ -123,7 +131,7 @@ class Engine {
     int64_t block = 0;
   };
   std::map<std::string, Place> exported_;             // by slot
-  std::map<int64_t, std::vector<Place>> transforms_;  // by block
+  std::map<int64_t, std::vector<Place>> transforms_;  // units with edits, by block
   std::map<std::string, int64_t> edited_;             // tensor -> block
   // Units of open_block_ that Packed() looked into, by key: stages may alternate from slot to slot.
   std::map<std::string, Unit> open_units_;

@@ -106,6 +106,7 @@ class Job {
     runner_ = std::make_unique<MethodRunner>(*backend_, words_.get(), sink_);
     transforms_ = std::make_unique<TransformRunner>(*backend_, words_.get(), sink_,
                                                     plan_.pipeline.model_path + "/config.json");
+    tuning_ = std::make_unique<TuneRunner>(*backend_, words_.get(), sink_);
     absl::Status status = PlanMethods();
     return status.ok() ? status : RefusedError(status);
   }
@@ -138,7 +139,7 @@ class Job {
 
   absl::Status PlanMethods() {
     QM_ASSIGN_OR_RETURN(stages_, PrepareStages(plan_, catalog_, methods_, source_->checkpoint(),
-                                               *runner_, *transforms_));
+                                               *runner_, *transforms_, *tuning_));
     QM_ASSIGN_OR_RETURN(report_, EstimateRun(plan_, stages_, source_->checkpoint(), *backend_));
     QM_RETURN_IF_ERROR(CheckCalibration(plan_, report_.slots));
     QM_RETURN_IF_ERROR(CheckExportFormats(plan_, report_.slots, catalog_));
@@ -191,6 +192,7 @@ class Job {
     inputs.backend = backend_.get();
     inputs.runner = runner_.get();
     inputs.transforms = transforms_.get();
+    inputs.tuning = tuning_.get();
     inputs.formats = formats_.get();
     inputs.digests = digests_.get();
     inputs.journal = &request_.journal;
@@ -302,6 +304,7 @@ class Job {
   std::unique_ptr<LastWords> words_;
   std::unique_ptr<MethodRunner> runner_;
   std::unique_ptr<TransformRunner> transforms_;
+  std::unique_ptr<TuneRunner> tuning_;
   StageSet stages_;
   PlanReport report_;
   std::vector<std::string> warnings_;

@@ -21,6 +21,7 @@
 #include "core/formats/activations.h"
 #include "core/formats/affine_int.h"
 #include "core/threads/thread_pool.h"
+#include "core/train/block_gradients.h"
 #include "host/run/time_estimate.h"
 #include "host/run/transform_work.h"
 #include "host/worker/services.h"
@@ -155,12 +156,29 @@ int64_t LargestTransformBytes(const PipelinePlan& plan, const PreparedStage& sta
   return largest;
 }
 
+// The most that tuning a block needs: its weights in f32 as the method sees them, as it overrides
+// them and as the device multiplies them, and their gradients; scratch; what trial runs keep; and
+// the backward pass of one window: the activations on tape, and as many gradients.
+int64_t LargestTuningBytes(const PipelinePlan& plan, const PreparedStage& stage, DType activation) {
+  const int64_t rows = plan.pipeline.calibration->sequence_length;
+  const int64_t pass =
+      TapeBytes(plan.config, rows, activation) + TapeBytes(plan.config, rows, DType::kF32);
+  int64_t largest = 0;
+  for (const auto& [index, part] : stage.parts) {
+    int64_t bytes = static_cast<int64_t>(part.tuning.scratch_bytes) + TrialBytes(plan, part) + pass;
+    for (const LinearSlot& slot : part.block.slots) bytes += 4 * 4 * Weights(slot);
+    largest = std::max(largest, bytes);
+  }
+  return largest;
+}
+
 // The most that slots sharing one call need: weights and dequantized copies in f32, and scratch.
-int64_t LargestCallBytes(const PipelinePlan& plan, const StageSet& stages) {
+int64_t LargestCallBytes(const PipelinePlan& plan, const StageSet& stages, DType activation) {
   int64_t largest = 0;
   for (const PreparedStage& stage : stages.stages) {
-    if (stage.transforms) {
-      largest = std::max(largest, LargestTransformBytes(plan, stage));
+    if (stage.transforms || stage.tunes) {
+      largest = std::max(largest, stage.tunes ? LargestTuningBytes(plan, stage, activation)
+                                              : LargestTransformBytes(plan, stage));
       continue;
     }
     std::map<std::pair<int, int>, int64_t> groups;
@@ -297,6 +315,22 @@ absl::Status CanBeDense(const std::string& format_json) {
                 "export as compressed-tensors or quantmill"));
 }
 
+// Its unit holds the block's packed weights once more.
+void AddTuning(const PipelinePlan& plan, const PreparedStage& stage, EstimateIndex* index,
+               PlanReport* report) {
+  for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
+    const int slot = stage.stage->slots[i];
+    const auto part = stage.parts.find(plan.slots[static_cast<size_t>(slot)].block);
+    if (part == stage.parts.end()) continue;
+    SlotEstimate& estimate = EstimateOf(stage.index, slot, index, report);
+    estimate.scratch_bytes =
+        std::max(estimate.scratch_bytes, static_cast<int64_t>(part->second.tuning.scratch_bytes));
+    const double bits = estimate.bits_per_weight > 0 ? estimate.bits_per_weight : kUnknownBits;
+    report->work_bytes += static_cast<int64_t>(
+        bits * static_cast<double>(Weights(plan.slots[static_cast<size_t>(slot)])) / 8);
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet& stages,
@@ -312,6 +346,10 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
   for (const PreparedStage& stage : stages.stages) {
     if (stage.transforms) {
       AddTransform(stage, &estimates, &report);
+      continue;
+    }
+    if (stage.tunes) {
+      AddTuning(plan, stage, &estimates, &report);
       continue;
     }
     for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
@@ -349,8 +387,8 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
 
   const CalibrationMemory calibration = LargestCalibration(plan, stages, backend);
   const int64_t block = LargestBlockBytes(plan, checkpoint);
-  int64_t working =
-      block + LargestCallBytes(plan, stages) + calibration.activations + calibration.statistics;
+  int64_t working = block + LargestCallBytes(plan, stages, backend.activation_dtype()) +
+                    calibration.activations + calibration.statistics;
   if (stages.NeedsStatistics()) {  // the block with dequantized weights
     working += block * ElementSize(backend.activation_dtype()) / 2;
   }
@@ -438,7 +476,7 @@ absl::Status CheckCanStore(const PipelinePlan& plan, const StageSet& stages,
     QM_RETURN_IF_ERROR(CheckGgufExport(plan.pipeline.model_path, plan.config));
   }
   for (const PreparedStage& stage : stages.stages) {
-    if (stage.transforms) continue;
+    if (stage.transforms || stage.tunes) continue;
     for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
       const size_t index = static_cast<size_t>(stage.stage->slots[i]);
       if (plan.packed_by[index] != stage.index) continue;

@@ -29,28 +29,37 @@ nlohmann::ordered_json StageSummary(const PipelinePlan& plan, const std::vector<
   nlohmann::ordered_json stages = nlohmann::ordered_json::array();
   for (const PlannedStage& stage : plan.stages) {
     double seconds = 0, weight_nmse = 0, output_nmse = 0;
-    int64_t packed = 0, measured = 0, dense = 0, transformed = 0;
+    int64_t measured = 0, dense = 0, transformed = 0, tuned = 0, untuned = 0;
+    std::map<std::string, const SlotRecord*> packed;  // a tuned slot's after tuning
     for (const Unit& unit : units) {
       if (unit.stage != stage.name) continue;
       seconds += unit.seconds;
       for (const SlotRecord& r : unit.slots) {
+        if (r.packed) packed[r.slot] = &r;
+        if (r.tuned) {
+          ++(r.error.empty() ? tuned : untuned);
+          continue;
+        }
         if (r.transformed) transformed += r.edits.empty() ? 0 : 1;
         dense += r.packed || (r.transformed && r.error.empty()) ? 0 : 1;
-        if (!r.packed) continue;
-        ++packed;
-        weight_nmse += r.weight_nmse;
-        if (r.output_nmse < 0) continue;
-        ++measured;
-        output_nmse += r.output_nmse;
       }
     }
+    for (const auto& [slot, record] : packed) {
+      weight_nmse += record->weight_nmse;
+      if (record->output_nmse < 0) continue;
+      ++measured;
+      output_nmse += record->output_nmse;
+    }
+    const int64_t slots = static_cast<int64_t>(packed.size());
     nlohmann::ordered_json entry = {{"name", stage.name},
                                     {"method", stage.method},
-                                    {"slots", stage.packs ? packed : transformed},
+                                    {"slots", stage.packs ? slots : transformed},
                                     {"seconds", seconds}};
-    if (packed > 0) entry["weight_nmse"] = weight_nmse / static_cast<double>(packed);
+    if (slots > 0) entry["weight_nmse"] = weight_nmse / static_cast<double>(slots);
     if (measured > 0) entry["output_nmse"] = output_nmse / static_cast<double>(measured);
     if (dense > 0) entry["kept_dense"] = dense;
+    if (tuned > 0) entry["tuned"] = tuned;
+    if (untuned > 0) entry["tuning_dropped"] = untuned;
     stages.push_back(std::move(entry));
   }
   return stages;

@@ -16,13 +16,6 @@ std::string Option(const ResolvedOptions& options, const char* name) {
   return it == options.end() ? "" : it->second;
 }
 
-// Methods that quantize and tune do the second only where their option `tune` asks for it.
-bool WantsTuning(const PlannedStage& stage) {
-  return std::any_of(
-      stage.options.begin(), stage.options.end(),
-      [](const ResolvedOptions& options) { return Option(options, "tune") == "true"; });
-}
-
 const LoadedMethod* FindLoaded(const std::vector<LoadedMethod>& methods, std::string_view id) {
   for (const LoadedMethod& method : methods) {
     if (id == method.method->id) return &method;
@@ -34,12 +27,13 @@ class Preparer {
  public:
   Preparer(const PipelinePlan& plan, const Catalog& catalog,
            const std::vector<LoadedMethod>& methods, MethodRunner& runner,
-           TransformRunner& transforms, StageSet* set)
+           TransformRunner& transforms, TuneRunner& tuning, StageSet* set)
       : plan_(plan),
         catalog_(catalog),
         methods_(methods),
         runner_(runner),
         transforms_(transforms),
+        tuning_(tuning),
         set_(*set) {}
 
   absl::Status Add(const PlannedStage& stage, int index) {
@@ -56,8 +50,9 @@ class Preparer {
         QM_RETURN_IF_ERROR(PrepareTransform(&prepared));
       } else if (table == QM_EXT_QUANTIZE_LINEAR) {
         QM_RETURN_IF_ERROR(PrepareQuantizer(&prepared));
-      } else if (table == QM_EXT_BLOCK_TUNE && stage.packs && !WantsTuning(stage)) {
-        continue;
+      } else if (table == QM_EXT_BLOCK_TUNE && stage.packs) {
+        QM_RETURN_IF_ERROR(PrepareTuning(&prepared));
+        if (prepared.parts.empty()) continue;
       } else {
         return absl::UnimplementedError(ErrorText(
             absl::StrCat(stage.location.ToString(), ": stage '", stage.name, "' needs ", table),
@@ -97,13 +92,8 @@ class Preparer {
       if (slot.block < 0) return RefuseHead(stage, slot);
       const auto [found, fresh] = first.emplace(slot.block, i);
       if (stage.options[found->second] != stage.options[i]) return RefuseMixedOptions(stage, slot);
-      TransformBlock& block = prepared->parts[slot.block].block;
-      block.block = slot.block;
-      block.name = BlockName(slot.block);
-      block.slots.push_back(slot);
-      block.weight_dtypes.push_back(set_.weight_dtypes[index]);
+      TransformBlock& block = AddToBlock(index, prepared);
       block.next_roundings.push_back(NextRounding(*prepared, stage.slots[i]));
-      block.scale_dtype = set_.scale_dtype;
     }
     for (auto& [block, part] : prepared->parts) {
       part.block.sites = SitesAmong(plan_.config, part.block);
@@ -126,6 +116,79 @@ class Preparer {
           true;
     }
     return absl::OkStatus();
+  }
+
+  // Puts a slot of the plan into the part that its block is.
+  TransformBlock& AddToBlock(size_t index, PreparedStage* prepared) const {
+    const LinearSlot& slot = plan_.slots[index];
+    TransformBlock& block = prepared->parts[slot.block].block;
+    block.block = slot.block;
+    block.name = BlockName(slot.block);
+    block.slots.push_back(slot);
+    block.weight_dtypes.push_back(set_.weight_dtypes[index]);
+    block.scale_dtype = set_.scale_dtype;
+    return block;
+  }
+
+  // Asks the method about every block with slots of the stage, and forgets those where it wants no
+  // tuning.
+  absl::Status PrepareTuning(PreparedStage* prepared) {
+    const PlannedStage& stage = *prepared->stage;
+    QM_ASSIGN_OR_RETURN(prepared->method, Find(stage, stage.method));
+    prepared->method.plans.resize(stage.slots.size());
+    prepared->tunes = true;
+    std::map<int64_t, std::set<size_t>> options;  // per block: indices with differing options
+    for (size_t i = 0; i < stage.slots.size(); ++i) {
+      const size_t index = static_cast<size_t>(stage.slots[i]);
+      const int64_t block = plan_.slots[index].block;
+      if (block < 0) continue;
+      AddToBlock(index, prepared);
+      std::set<size_t>& differing = options[block];
+      const bool known = std::any_of(differing.begin(), differing.end(), [&](size_t other) {
+        return stage.options[other] == stage.options[i];
+      });
+      if (!known) differing.insert(i);
+    }
+    for (const auto& [block, differing] : options) {
+      QM_RETURN_IF_ERROR(PlanTuning(block, differing, prepared));
+    }
+    prepared->needs_statistics = prepared->uses_quantized_stream = !prepared->parts.empty();
+    return absl::OkStatus();
+  }
+
+  absl::Status PlanTuning(int64_t block, const std::set<size_t>& differing,
+                          PreparedStage* prepared) {
+    const PlannedStage& stage = *prepared->stage;
+    PreparedStage::Part& part = prepared->parts.at(block);
+    bool wanted = false;
+    for (size_t i : differing) {
+      QM_ASSIGN_OR_RETURN(
+          const std::optional<TunePlan> plan,
+          tuning_.Plan(prepared->method.loaded, stage.name, part.block, stage.options[i]));
+      wanted = wanted || plan.has_value();
+      if (plan) part.tuning = *plan;
+    }
+    if (!wanted) {
+      prepared->parts.erase(block);
+      return absl::OkStatus();
+    }
+    if (differing.size() > 1) return RefuseMixedOptions(stage, part.block.slots[0]);
+    return CheckTunable(stage, block);
+  }
+
+  absl::Status CheckTunable(const PlannedStage& stage, int64_t block) const {
+    const std::string what = absl::StrCat(stage.location.ToString(), ": stage '", stage.name,
+                                          "' cannot tune ", BlockName(block));
+    const std::vector<bool>& experts = plan_.config.moe_layer;
+    if (static_cast<size_t>(block) < experts.size() && experts[static_cast<size_t>(block)]) {
+      return absl::FailedPreconditionError(
+          ErrorText(what, "it is a mixture of experts, which has no gradients yet",
+                    "switch tuning off in the stage's options"));
+    }
+    if (plan_.pipeline.calibration) return absl::OkStatus();
+    return absl::FailedPreconditionError(
+        ErrorText(what, "tuning runs the block on calibration text, and there is none",
+                  "give calibration.text, or switch tuning off in the stage's options"));
   }
 
   // Of the next stage that packs the slot, this one included; bits 0 if there is none, or its grid
@@ -159,7 +222,7 @@ class Preparer {
     return absl::FailedPreconditionError(ErrorText(
         absl::StrCat(stage.location.ToString(), ": stage '", stage.name, "' has options for ",
                      slot.name, " that differ from those of its block"),
-        "a transform works on a block as a whole", "let overrides name whole blocks"));
+        "transforms and tuning work on a block as a whole", "let overrides name whole blocks"));
   }
 
   absl::StatusOr<BoundMethod> Find(const PlannedStage& stage, const std::string& id) const {
@@ -226,6 +289,7 @@ class Preparer {
   const std::vector<LoadedMethod>& methods_;
   MethodRunner& runner_;
   TransformRunner& transforms_;
+  TuneRunner& tuning_;
   StageSet& set_;
 };
 
@@ -236,7 +300,7 @@ std::vector<StatRequest> PreparedStage::Requests(const std::vector<size_t>& indi
   auto add = [&requests, this](const SlotPlan& plan) {
     for (const SlotPlan::Stat& stat : plan.stats) {
       requests.insert(stat.request);
-      if (transforms) continue;
+      if (transforms || tunes) continue;
       StatRequest sample;
       sample.input_group = stat.request.input_group;
       sample.kind = StatKind::kRows;
@@ -290,7 +354,7 @@ DType ScaleDType(std::string_view target, DType model_dtype) {
 absl::StatusOr<StageSet> PrepareStages(const PipelinePlan& plan, const Catalog& catalog,
                                        const std::vector<LoadedMethod>& methods,
                                        const Checkpoint& checkpoint, MethodRunner& runner,
-                                       TransformRunner& transforms) {
+                                       TransformRunner& transforms, TuneRunner& tuning) {
   StageSet set;
   for (const LinearSlot& slot : plan.slots) {
     const CheckpointTensor* tensor = checkpoint.Find(slot.name + ".weight");
@@ -300,7 +364,7 @@ absl::StatusOr<StageSet> PrepareStages(const PipelinePlan& plan, const Catalog& 
   const DType model_dtype =
       set.weight_dtypes.empty() ? plan.config.dtype : set.weight_dtypes.front();
   set.scale_dtype = ScaleDType(plan.pipeline.export_format, model_dtype);
-  Preparer preparer(plan, catalog, methods, runner, transforms, &set);
+  Preparer preparer(plan, catalog, methods, runner, transforms, tuning, &set);
   for (size_t s = 0; s < plan.stages.size(); ++s) {
     QM_RETURN_IF_ERROR(preparer.Add(plan.stages[s], static_cast<int>(s)));
   }

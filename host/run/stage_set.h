@@ -14,6 +14,7 @@
 #include "host/plugins/registry.h"
 #include "host/run/method_runner.h"
 #include "host/run/transform_runner.h"
+#include "host/run/tune_runner.h"
 
 namespace quantmill {
 
@@ -24,16 +25,19 @@ struct BoundMethod {
   std::vector<SlotPlan> plans;  // one per slot of the stage
 };
 
-// One ABI table of a stage of the pipeline: a method that transforms and quantizes gives two.
+// One ABI table of a stage of the pipeline: a method that transforms, quantizes and tunes gives
+// three.
 struct PreparedStage {
   const PlannedStage* stage = nullptr;
   int index = 0;            // of `stage` in the plan
-  bool transforms = false;  // qm.block-transform/1, else qm.quantize-linear/1
+  bool transforms = false;  // qm.block-transform/1
+  bool tunes = false;       // qm.block-tune/1; neither: qm.quantize-linear/1
   struct Part {
     TransformBlock block;
-    TransformPlan plan;
+    TransformPlan plan;  // of a transform
+    TunePlan tuning;
   };
-  std::map<int64_t, Part> parts;  // of a transform, by decoder layer
+  std::map<int64_t, Part> parts;  // of a transform or a tuning, by decoder layer
   BoundMethod method;
   std::optional<BoundMethod> fallback;  // on_error: {use: ...}
   bool sequential = false;              // measure again after every input group
@@ -55,7 +59,8 @@ struct StageSet {
   std::vector<PreparedStage> stages;
   DType scale_dtype = DType::kF16;
   std::vector<DType> weight_dtypes;  // per slot of the plan, as stored
-  // Also where a transform runs and there is calibration text: its trials and checks use that.
+  // Also where a transform runs and there is calibration text, and where a block is tuned: their
+  // trials and checks use that.
   bool NeedsStatistics() const;
   bool Transforms() const;
   bool UsesQuantizedStream() const;
@@ -67,11 +72,11 @@ struct StageSet {
 DType ScaleDType(std::string_view target, DType model_dtype);
 
 // `plan` must outlive the result. UNIMPLEMENTED for stages that need another table than
-// qm.block-transform/1 and qm.quantize-linear/1.
+// qm.block-transform/1, qm.quantize-linear/1 and qm.block-tune/1 behind that.
 absl::StatusOr<StageSet> PrepareStages(const PipelinePlan& plan, const Catalog& catalog,
                                        const std::vector<LoadedMethod>& methods,
                                        const Checkpoint& checkpoint, MethodRunner& runner,
-                                       TransformRunner& transforms);
+                                       TransformRunner& transforms, TuneRunner& tuning);
 
 }  // namespace quantmill
 

@@ -177,7 +177,8 @@ RunWork DrawingWork(const PipelinePlan& plan) {
 RunWork QuantizingWork(const PipelinePlan& plan, const StageSet& stages) {
   RunWork work;
   for (const PreparedStage& stage : stages.stages) {
-    for (const auto& [block, part] : stage.parts) work.method += part.plan.flops;
+    for (const auto& [block, part] : stage.parts)
+      work.method += part.plan.flops + part.tuning.flops;
     for (size_t i = 0; !stage.transforms && i < stage.stage->slots.size(); ++i) {
       const LinearSlot& slot = plan.slots[static_cast<size_t>(stage.stage->slots[i])];
       const SlotPlan& slot_plan = stage.method.plans[i];

@@ -18,6 +18,7 @@
 #include "core/model/weights.h"
 #include "core/tensor/backend.h"
 #include "host/plugins/registry.h"
+#include "host/run/block_view.h"
 #include "host/run/method_runner.h"
 #include "host/supervisor/last_words.h"
 #include "host/supervisor/process.h"
@@ -28,18 +29,6 @@ inline constexpr char kTransformPlanFunction[] = "block-transform.plan";
 inline constexpr char kTransformRunFunction[] = "block-transform.run";
 // Of RULES.md: what edits promise.
 inline constexpr char kEditRule[] = "QM-C-007";
-
-// The part of a block that a transform stage works on.
-struct TransformBlock {
-  int64_t block = 0;
-  std::string name;  // "model.layers.3"
-  std::vector<LinearSlot> slots;
-  std::vector<DType> weight_dtypes;              // as stored, per slot
-  std::vector<qm_next_rounding> next_roundings;  // per slot
-  // Sites whose linears are all among `slots`.
-  std::vector<ScaleSite> sites;
-  DType scale_dtype = DType::kF16;
-};
 
 // Sites of the block whose linears are all among its `slots`.
 std::vector<ScaleSite> SitesAmong(const ModelConfig& config, const TransformBlock& block);
@@ -96,7 +85,6 @@ class TransformRunner {
                         const std::string& function, const TransformTask& task);
   nlohmann::json Words(const LoadedMethod& method, const RunContext& context,
                        const std::string& function, const TransformTask& task) const;
-  absl::StatusOr<std::vector<BlockEdit>> TakeEdits(const qm_edit* edits, uint64_t count);
 
   Backend& backend_;
   LastWords* words_;

@@ -89,8 +89,10 @@ UnitKeys KeyChain::Key(const PreparedStage& stage, const std::vector<size_t>& sl
   const PlannedStage& planned = *stage.stage;
   const BoundMethod& method = stage.method;
   for (const std::string& text :
-       {std::string(stage.transforms ? "transform/1" : "unit/1"), planned.name, planned.use,
-        std::string(method.loaded.method->version), method.plugin_sha256,
+       {std::string(stage.transforms ? "transform/1"
+                    : stage.tunes    ? "tune/1"
+                                     : "unit/1"),
+        planned.name, planned.use, std::string(method.loaded.method->version), method.plugin_sha256,
         absl::StrCat(plan_.pipeline.seed, " ", static_cast<int>(stages_.scale_dtype))}) {
     fingerprint.Add(text);
   }
@@ -112,7 +114,7 @@ UnitKeys KeyChain::Key(const PreparedStage& stage, const std::vector<size_t>& sl
     fingerprint.Add(stage.uses_quantized_stream ? quantized_stream_ : "");
     fingerprint.Add(stage.uses_original_stream ? original_stream_ : "");
   }
-  if (stage.sequential || planned.requantize) {
+  if (stage.sequential || stage.tunes || planned.requantize) {
     for (const std::string& unit : block_units_) fingerprint.Add(unit);
   }
   UnitKeys keys;

@@ -45,11 +45,11 @@ class KeyChain {
   void BeginBlock(int64_t block);
   // slots: indices into the stage's slots that lie in this block.
   UnitKeys Key(const PreparedStage& stage, const std::vector<size_t>& slots) const;
-  // The stage's output in this block; "?" when it is not known. What a transform leaves, and when
-  // it was measured, is what every later stage of the block works on.
+  // The stage's output in this block; "?" when it is not known. What a transform or a tuning
+  // leaves, and when it was measured, is what every later stage of the block works on.
   void AddUnit(const PreparedStage& stage, const std::string& key, const std::string& digest) {
     block_units_.push_back(digest);
-    if (stage.transforms) block_transforms_.push_back(key + digest);
+    if (stage.transforms || stage.tunes) block_transforms_.push_back(key + digest);
   }
   void EndBlock();
 

@@ -60,6 +60,11 @@ SlotRecord RecordFromJson(const nlohmann::json& json) {
     r.transformed = true;
     r.edits = json["edits"].get<std::vector<std::string>>();
   }
+  if (json.contains("tuned")) {
+    r.tuned = true;
+    r.loss_before = json["tuned"].at("loss_before");
+    r.loss_after = json["tuned"].at("loss_after");
+  }
   r.method = json.at("method");
   r.version = json.at("version");
   r.plugin_sha256 = json.at("plugin_sha256");
@@ -135,6 +140,7 @@ nlohmann::ordered_json ToJson(const SlotRecord& r) {
                                  {"bits_per_weight", r.bits_per_weight},
                                  {"weight_nmse", r.weight_nmse}};
   if (r.transformed) json["edits"] = r.edits;
+  if (r.tuned) json["tuned"] = {{"loss_before", r.loss_before}, {"loss_after", r.loss_after}};
   if (r.output_nmse >= 0) json["output_nmse"] = r.output_nmse;
   json["rows"] = r.rows;
   json["seconds"] = r.seconds;

@@ -26,6 +26,10 @@ struct SlotRecord {
   // model.layers.0.input_layernorm").
   bool transformed = false;
   std::vector<std::string> edits;
+  // By the tuning of its block; packed: with new contents. The losses are mean squared differences
+  // of the block's output to the dense block's; negative: not measured.
+  bool tuned = false;
+  double loss_before = -1, loss_after = -1;
   std::string method;  // that made it; the fallback's after on_error: use
   std::string version;
   std::string plugin_sha256;
@@ -50,7 +54,7 @@ struct Unit {
   int64_t block = 0;  // number of layers for the head
   std::vector<SlotRecord> slots;
   std::map<std::string, std::shared_ptr<const PackedWeight>> packed;  // by slot, on the host
-  // Of a transform stage: what it proposed, to be applied in this order, and the names of the
+  // Of a transform or a tuning: what it proposed, to be applied in this order, and the names of the
   // tensors that changes.
   std::vector<BlockEdit> edits;
   std::set<std::string> changed;
