@@ -179,7 +179,7 @@ RunWork QuantizingWork(const PipelinePlan& plan, const StageSet& stages) {
   for (const PreparedStage& stage : stages.stages) {
     for (const auto& [block, part] : stage.parts)
       work.method += part.plan.flops + part.tuning.flops;
-    for (size_t i = 0; !stage.transforms && i < stage.stage->slots.size(); ++i) {
+    for (size_t i = 0; !stage.transforms && !stage.tunes && i < stage.stage->slots.size(); ++i) {
       const LinearSlot& slot = plan.slots[static_cast<size_t>(stage.stage->slots[i])];
       const SlotPlan& slot_plan = stage.method.plans[i];
       work.method += slot_plan.flops;
