@@ -229,7 +229,7 @@ TEST(Both, RefuseWhatIsNotOffered) {
 }
 
 #if defined(QM_HAVE_CUDA)
-TEST(Cuda, CodesAndScalesEqualTheCpuBitForBit) {
+TEST(QuantizeCuda, CodesAndScalesEqualTheCpuBitForBit) {
   if (!qm::testing::HaveGpu()) GTEST_SKIP() << "no GPU";
   const std::vector<float> w = HardWeights();
   const std::vector<float> wide = RandomVector(3 * 5000);
@@ -248,7 +248,7 @@ TEST(Cuda, CodesAndScalesEqualTheCpuBitForBit) {
   }
 }
 
-TEST(Cuda, NamesTheFirstWeightThatIsNotFinite) {
+TEST(QuantizeCuda, NamesTheFirstWeightThatIsNotFinite) {
   if (!qm::testing::HaveGpu()) GTEST_SKIP() << "no GPU";
   for (const char* dtype : {"int8", "fp8_e4m3"}) {
     std::vector<float> w = RandomVector(40 * 8);
