@@ -52,7 +52,7 @@ absl::Status CheckVersion(const Json& json) {
 }
 
 // {"bits":4,"group_size":128,"zero_point":true}
-absl::StatusOr<std::string> ReadParameters(const Json& json) {
+absl::StatusOr<std::string> ReadAwqParameters(const Json& json) {
   QM_ASSIGN_OR_RETURN(int64_t bits, GetInt(json, "w_bit", 4));
   QM_ASSIGN_OR_RETURN(bits, GetInt(json, "bits", bits));
   if (bits != 4) {
@@ -75,7 +75,7 @@ absl::StatusOr<std::string> ReadParameters(const Json& json) {
 ConfigPointer ParseAwqConfig(const Json& json) {
   auto config = std::make_shared<AwqConfig>();
   QM_RETURN_IF_ERROR(CheckVersion(json));
-  QM_ASSIGN_OR_RETURN(config->parameters, ReadParameters(json));
+  QM_ASSIGN_OR_RETURN(config->parameters, ReadAwqParameters(json));
   const auto dense = json.find("modules_to_not_convert");
   if (dense == json.end() || dense->is_null()) {
     return std::shared_ptr<const QuantizationConfig>(std::move(config));

@@ -22,45 +22,46 @@ const char* DTypeText(DType dtype) {
   return dtype == DType::kBF16 ? "bf16" : dtype == DType::kF16 ? "f16" : "f32";
 }
 
-struct Part {
+struct StoredTensor {
   const char* name;
   DType dtype;
   int64_t elements;
 };
 
-std::vector<Part> PartsOf(const CodebookAbsmaxParams& p, int64_t weights) {
+std::vector<StoredTensor> StoredTensors(const CodebookAbsmaxParams& p, int64_t weights) {
   const bool nested = p.nested_block_size > 0;
-  std::vector<Part> parts = {
+  std::vector<StoredTensor> stored = {
       {"codes", DType::kU8, (weights + 1) / 2},
       {"absmax", nested ? DType::kU8 : DType::kF32, p.Blocks(weights)},
       {"codebook", DType::kF32, kCodebook},
   };
   if (nested) {
-    parts.push_back({"nested_absmax", DType::kF32, p.NestedBlocks(weights)});
-    parts.push_back({"nested_codebook", DType::kF32, kNestedCodebook});
-    parts.push_back({"absmax_offset", DType::kF32, 1});
+    stored.push_back({"nested_absmax", DType::kF32, p.NestedBlocks(weights)});
+    stored.push_back({"nested_codebook", DType::kF32, kNestedCodebook});
+    stored.push_back({"absmax_offset", DType::kF32, 1});
   }
-  return parts;
+  return stored;
 }
 
-absl::Status CheckPart(const PackedWeight& weight, const Part& part) {
-  const Tensor* tensor = weight.Find(part.name);
+absl::Status CheckStored(const PackedWeight& weight, const StoredTensor& expected) {
+  const Tensor* tensor = weight.Find(expected.name);
   if (tensor == nullptr) {
     return absl::InvalidArgumentError(
-        absl::StrFormat("codebook-absmax weight has no tensor '%s'", part.name));
+        absl::StrFormat("codebook-absmax weight has no tensor '%s'", expected.name));
   }
-  if (tensor->dtype() != part.dtype || !(tensor->shape() == Shape({part.elements})) ||
+  if (tensor->dtype() != expected.dtype || !(tensor->shape() == Shape({expected.elements})) ||
       !tensor->device().is_cpu()) {
-    return absl::InvalidArgumentError(ErrorText(
-        absl::StrFormat("tensor '%s' of a codebook-absmax weight is %s %s", part.name,
-                        DTypeName(tensor->dtype()), tensor->shape().ToString()),
-        absl::StrFormat("expected %s [%d] in host memory", DTypeName(part.dtype), part.elements)));
+    return absl::InvalidArgumentError(
+        ErrorText(absl::StrFormat("tensor '%s' of a codebook-absmax weight is %s %s", expected.name,
+                                  DTypeName(tensor->dtype()), tensor->shape().ToString()),
+                  absl::StrFormat("expected %s [%d] in host memory", DTypeName(expected.dtype),
+                                  expected.elements)));
   }
-  if (part.dtype != DType::kF32) return absl::OkStatus();
-  for (int64_t i = 0; i < part.elements; ++i) {
+  if (expected.dtype != DType::kF32) return absl::OkStatus();
+  for (int64_t i = 0; i < expected.elements; ++i) {
     if (std::isfinite(tensor->as<float>()[i])) continue;
     return absl::InvalidArgumentError(
-        absl::StrFormat("element %d of '%s' is NaN or infinite", i, part.name));
+        absl::StrFormat("element %d of '%s' is NaN or infinite", i, expected.name));
   }
   return absl::OkStatus();
 }
@@ -77,9 +78,10 @@ absl::StatusOr<CodebookAbsmaxParams> CheckedParams(const PackedWeight& weight) {
                                                       weight.out_features, weight.in_features));
   }
   std::set<std::string> allowed;
-  for (const Part& part : PartsOf(params, weight.out_features * weight.in_features)) {
-    QM_RETURN_IF_ERROR(CheckPart(weight, part));
-    allowed.insert(part.name);
+  for (const StoredTensor& expected :
+       StoredTensors(params, weight.out_features * weight.in_features)) {
+    QM_RETURN_IF_ERROR(CheckStored(weight, expected));
+    allowed.insert(expected.name);
   }
   for (const NamedTensor& named : weight.tensors) {
     if (allowed.erase(named.name) == 1) continue;

@@ -7,7 +7,7 @@
 namespace quantmill {
 namespace {
 
-absl::StatusOr<RowParts> FindParts(const PackedWeight& weight) {
+absl::StatusOr<RowParts> FindInt8Parts(const PackedWeight& weight) {
   if (weight.format_id != kInt8RowId) {
     return absl::InvalidArgumentError(
         ErrorText(absl::StrFormat("weight has format '%s'", weight.format_id),
@@ -33,10 +33,10 @@ absl::StatusOr<Int8RowParams> ParseInt8RowJson(std::string_view json) {
                 R"(expected {} or {"activations":"int8"})"));
 }
 
-absl::Status CheckInt8Row(const PackedWeight& weight) { return FindParts(weight).status(); }
+absl::Status CheckInt8Row(const PackedWeight& weight) { return FindInt8Parts(weight).status(); }
 
 absl::Status DequantizeInt8RowReference(const PackedWeight& weight, Tensor* out) {
-  QM_ASSIGN_OR_RETURN(const RowParts parts, FindParts(weight));
+  QM_ASSIGN_OR_RETURN(const RowParts parts, FindInt8Parts(weight));
   QM_RETURN_IF_ERROR(CheckDenseTarget(weight, *out));
   for (int64_t o = 0; o < weight.out_features; ++o) {
     const float scale = LoadFloat(*parts.scale, o);
