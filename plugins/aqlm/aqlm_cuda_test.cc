@@ -97,8 +97,9 @@ float Value(float v) { return v; }
 float Value(qm::F16 v) { return qm::ToFloat(v); }
 float Value(qm::BF16 v) { return qm::ToFloat(v); }
 
-template <class T>
-void CompareProducts(double step) {  // step: rounding unit of T
+// x and y of type T, codebooks of type C. step: rounding unit of T.
+template <class T, class C>
+void CompareProducts(double step) {
   const auto& kernel = Ext<qm_linear_kernel>(QM_EXT_LINEAR_KERNEL);
   std::mt19937 engine(7);
   std::normal_distribution<float> normal;
@@ -120,7 +121,7 @@ void CompareProducts(double step) {  // step: rounding unit of T
         {"codes", s.params.index_bits <= 8 ? gpu.Tensor(narrow, {s.out, groups, s.params.codebooks})
                                            : gpu.Tensor(wide, {s.out, groups, s.params.codebooks})},
         {"codebooks",
-         Upload<qm::F16>(gpu, books, {s.params.codebooks, s.params.length(), s.params.group_size})},
+         Upload<C>(gpu, books, {s.params.codebooks, s.params.length(), s.params.group_size})},
         {"scales", Upload<qm::F16>(gpu, scales, {s.out})}};
     const qm_packed packed = {kFormatName, json.c_str(), tensors, 3, s.out, s.in};
     const std::vector<float> w = Dequantized(gpu, packed);
@@ -171,15 +172,18 @@ void CompareProducts(double step) {  // step: rounding unit of T
 
 TEST(AqlmCudaKernel, ProductsInF32) {
   if (!HaveGpu()) GTEST_SKIP() << "no GPU";
-  CompareProducts<float>(0x1p-24);
+  CompareProducts<float, qm::F16>(0x1p-24);
+  CompareProducts<float, qm::BF16>(0x1p-24);
 }
 TEST(AqlmCudaKernel, ProductsInF16) {
   if (!HaveGpu()) GTEST_SKIP() << "no GPU";
-  CompareProducts<qm::F16>(0x1p-11);
+  CompareProducts<qm::F16, qm::F16>(0x1p-11);
+  CompareProducts<qm::F16, qm::BF16>(0x1p-11);
 }
 TEST(AqlmCudaKernel, ProductsInBF16) {
   if (!HaveGpu()) GTEST_SKIP() << "no GPU";
-  CompareProducts<qm::BF16>(0x1p-8);
+  CompareProducts<qm::BF16, qm::F16>(0x1p-8);
+  CompareProducts<qm::BF16, qm::BF16>(0x1p-8);
 }
 
 }  // namespace

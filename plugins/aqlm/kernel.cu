@@ -4,8 +4,8 @@
 //   x [rows, in], y [rows, out], codes [out, in / d, M]: any alignment of rows but where said
 //
 // 1. PlainKernel: any parameters and dtype, up to 8 rows, a block per output; reference of 2.
-// 2. TileKernel: d = 8, M x B of 2x8, 1x8 or 1x16, f16 codebooks, f16 or bf16 x, in a multiple of
-//    64. A warp holds 16 outputs and multiplies on tensor cores (m16n8k16); a thread's part of the
+// 2. TileKernel: d = 8, M x B of 2x8, 1x8 or 1x16, f16 or bf16 codebooks and x, in a multiple
+// of 64. A warp holds 16 outputs and multiplies on tensor cores (m16n8k16); a thread's part of the
 //    weight fragments is whole vectors of a codebook:
 //
 //      lane = 4 g + t holds of output g the groups 8 t .. 8 t + 7 of a chunk of 32 groups
@@ -22,6 +22,7 @@
 #include <cuda_fp16.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "codebook_format.h"
 #include "quantmill/sdk/cuda.hpp"
@@ -141,27 +142,41 @@ __device__ inline void Multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1
 __device__ inline __half2 AsHalf2(uint32_t bits) {
   return *reinterpret_cast<const __half2*>(&bits);
 }
+// Two values of a codebook of type C.
+__device__ inline float2 AsFloats(uint32_t bits, __half) { return __half22float2(AsHalf2(bits)); }
+__device__ inline float2 AsFloats(uint32_t bits, __nv_bfloat16) {
+  return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xFFFF0000u));
+}
 template <class Pair>
 __device__ inline uint32_t Bits(Pair pair) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// Two f16 weights, as the type of x: sum of one pair of each codebook.
-__device__ inline uint32_t SumPair(uint32_t a, uint32_t b, __half) {
-  return Bits(__hadd2(AsHalf2(a), AsHalf2(b)));
+__device__ inline uint32_t Rounded(float2 pair, __half) {
+  return Bits(__floats2half2_rn(pair.x, pair.y));
 }
-__device__ inline uint32_t SumPair(uint32_t a, uint32_t b, __nv_bfloat16) {
-  const float2 x = __half22float2(AsHalf2(a)), y = __half22float2(AsHalf2(b));
-  return Bits(__floats2bfloat162_rn(x.x + y.x, x.y + y.y));
+__device__ inline uint32_t Rounded(float2 pair, __nv_bfloat16) {
+  return Bits(__floats2bfloat162_rn(pair.x, pair.y));
 }
-__device__ inline uint32_t OnePair(uint32_t a, __half) { return a; }
-__device__ inline uint32_t OnePair(uint32_t a, __nv_bfloat16) {
-  const float2 x = __half22float2(AsHalf2(a));
-  return Bits(__floats2bfloat162_rn(x.x, x.y));
+
+// Two weights as the type T of x: the sum of one pair of each codebook, or the pair of the only
+// one.
+template <class C, class T>
+__device__ inline uint32_t SumPair(uint32_t a, uint32_t b) {
+  if constexpr (std::is_same_v<C, __half> && std::is_same_v<T, __half>) {
+    return Bits(__hadd2(AsHalf2(a), AsHalf2(b)));
+  }
+  const float2 x = AsFloats(a, C()), y = AsFloats(b, C());
+  return Rounded(make_float2(x.x + y.x, x.y + y.y), T());
+}
+template <class C, class T>
+__device__ inline uint32_t OnePair(uint32_t a) {
+  if constexpr (std::is_same_v<C, T>) return a;
+  return Rounded(AsFloats(a, C()), T());
 }
 
 // The eight weights of group u among the lane's codes of a chunk (codes: 16 bytes, or 8 for 1x8).
-template <Scheme S, class T>
+template <Scheme S, class C, class T>
 __device__ inline uint4 Decode(const uint4& codes, int u, const uint4* shared, int copy,
                                const uint4* __restrict__ codebook) {
   const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
@@ -170,19 +185,19 @@ __device__ inline uint4 Decode(const uint4& codes, int u, const uint4* shared, i
     const uint32_t pair = words[u / 2] >> (u % 2 * 16);
     const uint4 a = shared[(pair & 0xFFu) * kCopies + copy];
     const uint4 b = shared[(256u + ((pair >> 8) & 0xFFu)) * kCopies + copy];
-    out.x = SumPair(a.x, b.x, T());
-    out.y = SumPair(a.y, b.y, T());
-    out.z = SumPair(a.z, b.z, T());
-    out.w = SumPair(a.w, b.w, T());
+    out.x = SumPair<C, T>(a.x, b.x);
+    out.y = SumPair<C, T>(a.y, b.y);
+    out.z = SumPair<C, T>(a.z, b.z);
+    out.w = SumPair<C, T>(a.w, b.w);
     return out;
   }
   const uint32_t index = S == Scheme::k1x8 ? (words[u / 4] >> (u % 4 * 8)) & 0xFFu
                                            : (words[u / 2] >> (u % 2 * 16)) & 0xFFFFu;
   const uint4 a = S == Scheme::k1x8 ? shared[index * kCopies + copy] : __ldg(codebook + index);
-  out.x = OnePair(a.x, T());
-  out.y = OnePair(a.y, T());
-  out.z = OnePair(a.z, T());
-  out.w = OnePair(a.w, T());
+  out.x = OnePair<C, T>(a.x);
+  out.y = OnePair<C, T>(a.y);
+  out.z = OnePair<C, T>(a.z);
+  out.w = OnePair<C, T>(a.w);
   return out;
 }
 
@@ -197,7 +212,7 @@ __device__ inline uint4 LoadCodes(const void* codes, int64_t group) {
 }
 
 // Blocks walk over tiles of 16 outputs. kMany: more than 8 rows.
-template <Scheme S, class T, bool kMany>
+template <Scheme S, class C, class T, bool kMany>
 __global__ void __launch_bounds__(kWarps * 32)
     TileKernel(Weight w, const T* __restrict__ x, int rows, T* y) {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -238,7 +253,7 @@ __global__ void __launch_bounds__(kWarps * 32)
         const uint32_t second[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
         for (int f = 0; f < kFragments; ++f) {
-          const uint4 b = Decode<S, T>(codes[f], u, shared, copy, codebook);
+          const uint4 b = Decode<S, C, T>(codes[f], u, shared, copy, codebook);
           Multiply(first, b.x, b.y, sums[f], T());
           Multiply(second, b.z, b.w, sums[f], T());
         }
@@ -267,10 +282,10 @@ __global__ void __launch_bounds__(kWarps * 32)
   }
 }
 
-template <Scheme S, class T, bool kMany>
+template <Scheme S, class C, class T, bool kMany>
 qm_status LaunchTiles(qm_call* call, const Weight& w, const T* x, int rows, T* y) {
   constexpr int kBytes = SharedBytes<S>();
-  QM_CUDA(call, cudaFuncSetAttribute(TileKernel<S, T, kMany>,
+  QM_CUDA(call, cudaFuncSetAttribute(TileKernel<S, C, T, kMany>,
                                      cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   int processors = 0;
   QM_CUDA(call,
@@ -278,22 +293,22 @@ qm_status LaunchTiles(qm_call* call, const Weight& w, const T* x, int rows, T* y
   // As many blocks as fit beside one another: 72 KB each with 2x8, of 100 KB on sm_89.
   int per_processor = 0;
   QM_CUDA(call, cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-                    &per_processor, TileKernel<S, T, kMany>, kWarps * 32, kBytes));
+                    &per_processor, TileKernel<S, C, T, kMany>, kWarps * 32, kBytes));
   const int64_t tiles = (w.out + kTileOutputs - 1) / kTileOutputs;
   const int64_t blocks = std::min<int64_t>(tiles, int64_t{processors} * std::max(1, per_processor));
-  TileKernel<S, T, kMany>
+  TileKernel<S, C, T, kMany>
       <<<static_cast<unsigned>(blocks), kWarps * 32, kBytes, qm::Stream(call)>>>(w, x, rows, y);
   QM_CUDA(call, cudaGetLastError());
   return QM_OK;
 }
 
-template <Scheme S, class T>
+template <Scheme S, class C, class T>
 qm_status RunTiles(qm_call* call, const Weight& w, const qm_tensor& x, qm_tensor* y) {
   const int rows = static_cast<int>(x.shape[0]);
   const T* from = static_cast<const T*>(x.data);
   T* to = static_cast<T*>(y->data);
-  return rows <= 8 ? LaunchTiles<S, T, false>(call, w, from, rows, to)
-                   : LaunchTiles<S, T, true>(call, w, from, rows, to);
+  return rows <= 8 ? LaunchTiles<S, C, T, false>(call, w, from, rows, to)
+                   : LaunchTiles<S, C, T, true>(call, w, from, rows, to);
 }
 
 bool Aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
@@ -302,16 +317,22 @@ bool TilesFit(const Weight& w, const qm_tensor& x) {
   const Params& p = w.params;
   const bool scheme = (p.codebooks == 2 && p.index_bits == 8) ||
                       (p.codebooks == 1 && (p.index_bits == 8 || p.index_bits == 16));
-  return scheme && p.group_size == 8 && w.in % 64 == 0 && w.codebook_dtype == QM_F16 &&
+  return scheme && p.group_size == 8 && w.in % 64 == 0 && w.codebook_dtype != QM_F32 &&
          x.dtype != QM_F32 && x.shape[0] <= kCudaMaxRows && Aligned(x.data) && Aligned(w.codes) &&
          Aligned(w.codebooks);
 }
 
+template <class C, class T>
+qm_status RunScheme(qm_call* call, const Weight& w, const qm_tensor& x, qm_tensor* y) {
+  if (w.params.codebooks == 2) return RunTiles<Scheme::k2x8, C, T>(call, w, x, y);
+  if (w.params.index_bits == 8) return RunTiles<Scheme::k1x8, C, T>(call, w, x, y);
+  return RunTiles<Scheme::k1x16, C, T>(call, w, x, y);
+}
+
 template <class T>
 qm_status RunAnyTiles(qm_call* call, const Weight& w, const qm_tensor& x, qm_tensor* y) {
-  if (w.params.codebooks == 2) return RunTiles<Scheme::k2x8, T>(call, w, x, y);
-  if (w.params.index_bits == 8) return RunTiles<Scheme::k1x8, T>(call, w, x, y);
-  return RunTiles<Scheme::k1x16, T>(call, w, x, y);
+  return w.codebook_dtype == QM_F16 ? RunScheme<__half, T>(call, w, x, y)
+                                    : RunScheme<__nv_bfloat16, T>(call, w, x, y);
 }
 
 template <class T>
