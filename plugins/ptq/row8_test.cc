@@ -110,9 +110,10 @@ TEST(PtqFp8, HasAScalePerChannelOrForAll) {
       for (int64_t c = 0; c < kColumns; ++c) most = std::max(most, std::fabs(w[r * kColumns + c]));
       EXPECT_EQ(rows.scale[r], (most == 0 ? 1.0f : most) / largest);
       for (int64_t c = 0; c < kColumns; ++c) {
-        const auto code = [&](float scale) {
+        // `is_e4m3`: clang 14 does not let a lambda refer to a structured binding.
+        const auto code = [&, is_e4m3 = largest == 448.0f](float scale) {
           const float q = w[r * kColumns + c] / scale;
-          return largest == 448.0f ? qm::ToE4M3(q) : qm::ToE5M2(q);
+          return is_e4m3 ? qm::ToE4M3(q) : qm::ToE5M2(q);
         };
         ASSERT_EQ(rows.codes[r * kColumns + c], code(rows.scale[r]));
         ASSERT_EQ(whole.codes[r * kColumns + c], code(whole.scale[0]));
