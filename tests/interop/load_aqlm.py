@@ -3,9 +3,14 @@
 On the CPU: aqlm's kernels there (numba) take indices of 8 bits and f32, --dtype float32 --device cpu.
 """
 
+import os
 from importlib.metadata import version
 
 import compare
+
+# The threads of aqlm 1.1.7's CPU kernel add to one vector without order (inference_kernels/
+# numba_kernel.py), so that results are wrong with more than one.
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 
 def main():
