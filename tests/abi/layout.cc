@@ -385,6 +385,12 @@ std::string CurrentLayout() {
   FIELD(qm_reparam_plan, stat_count);
   FIELD(qm_reparam_plan, kind);
   FIELD(qm_reparam_plan, reserved);
+  FIELD(qm_reparam_plan, weight_lr_scale);
+  FIELD(qm_reparam_plan, format_id);
+  FIELD(qm_reparam_plan, format_json);
+  FIELD(qm_reparam_plan, bits_per_weight);
+  FIELD(qm_reparam_plan, flags);
+  CONSTANT(QM_REPARAM_FOLD);
   STRUCT(qm_reparametrize, "GROWABLE");
   FIELD(qm_reparametrize, struct_size);
   FIELD(qm_reparametrize, plan);
@@ -392,6 +398,8 @@ std::string CurrentLayout() {
   FIELD(qm_reparametrize, forward);
   FIELD(qm_reparametrize, vjp);
   FIELD(qm_reparametrize, finalize);
+  FIELD(qm_reparametrize, to_adapter);
+  FIELD(qm_reparametrize, from_adapter);
   ID(QM_EXT_BLOCK_TUNE);
   STRUCT(qm_block_tune, "GROWABLE");
   FIELD(qm_block_tune, struct_size);

@@ -52,27 +52,54 @@ typedef struct qm_reparam_plan { /* GROWABLE, filled by the plugin */
   uint64_t stat_count;          /* entries of stats */
   qm_reparam_kind kind;         /* QM_REPARAM_* */
   int32_t reserved;             /* zero */
+  /* Minor 1, WEIGHT: factor on the learning rate of W itself; 0 = W stays as it was given. */
+  double weight_lr_scale;
+  /* Minor 1, WEIGHT: what finalize will give, as in qm_quant_plan; NULL = a dense weight. */
+  const char* format_id;
+  const char* format_json; /* NULL = not known before */
+  double bits_per_weight;  /* 0 = unknown */
+  uint64_t flags;          /* minor 1: QM_REPARAM_FOLD or 0 */
 } qm_reparam_plan;
+/* INPUT, DELTA: fold the parameters away after training, by finalize.  The slot becomes dense. */
+#define QM_REPARAM_FOLD (UINT64_C(1) << 0)
 
 typedef struct qm_reparametrize { /* GROWABLE table */
   uint64_t struct_size;
-  /* From shapes and options alone.  [call] */
+  /* From shapes and options alone, once for each phase (of base only its format is set then, and
+   * not its tensors): the parameters are the same in both, their flags and learning rates may
+   * differ.  QM_UNIMPLEMENTED: this linear is left alone, or the method has no such phase.  [call]
+   */
   qm_status (*plan)(qm_call*, const qm_reparam_info*, qm_reparam_plan* out) QM_NOEXCEPT;
-  /* Fills params.  weight is NULL when the base is packed and dense values are not needed. */
+  /* Fills params.  weight: f32 [out, in], what a dense slot holds and, of WEIGHT, what it held
+   * before it was packed as `base`; NULL for INPUT and DELTA over a packed base.  WEIGHT may emit a
+   * tensor (0, "weight"), f32 [out, in]: the W that training starts from.  [call] */
   qm_status (*init)(qm_call*, const qm_reparam_info*, const qm_tensor* weight, const qm_stats*,
                     qm_named_tensor* params, uint64_t param_count) QM_NOEXCEPT;
-  /* in = W or x, by kind.  Pure in (in, params, seed). */
+  /* in = W (f32) or x [rows, in] (f32, f16 or bf16), by kind; params f32; out of the dtype the run
+   * computes in, that of x: W_eff, g(x), or h(x) [rows, out].  All contiguous.  saved: NULL when no
+   * vjp follows.  Pure in (in, params, seed).  [call] */
   qm_status (*forward)(qm_call*, const qm_reparam_info*, const qm_tensor* in,
                        const qm_named_tensor* params, uint64_t param_count, void* saved,
                        qm_tensor* out) QM_NOEXCEPT;
-  /* Accumulates into d_in (NULL if not wanted) and d_params. */
+  /* Accumulates into d_in (NULL if not wanted) and d_params; d_out, d_in and d_params are f32.
+   * A parameter that is not trained has a d_params tensor with data NULL.  [call] */
   qm_status (*vjp)(qm_call*, const qm_reparam_info*, const qm_tensor* in,
                    const qm_named_tensor* params, uint64_t param_count, const void* saved,
                    const qm_tensor* d_out, qm_tensor* d_in, qm_named_tensor* d_params) QM_NOEXCEPT;
-  /* Optional: fold theta away.  A dense result through emit(0, "weight"), or a packed one. */
+  /* Optional: fold theta away.  weight: f32 [out, in], W as trained, or what the base dequantizes
+   * to.  A dense result through emit(0, "weight"), f32, or a packed one in *out.  [call] */
   qm_status (*finalize)(qm_call*, const qm_reparam_info*, const qm_tensor* weight,
                         const qm_named_tensor* params, uint64_t param_count,
                         qm_packed* out) QM_NOEXCEPT;
+  /* Minor 1, optional, INPUT and DELTA: the parameters as an adapter of another tool.  target
+   * "peft": *config_json gets the object of adapter_config.json (static or in scratch) as far as
+   * the options say it; the host adds the base model and the target modules, and stores parameter
+   * NAME of a linear as base_model.model.LINEAR.NAME.weight.  [call] */
+  qm_status (*to_adapter)(qm_call*, const char* target, const char** config_json) QM_NOEXCEPT;
+  /* The way back: *options_json gets an object of option texts with which this method runs an
+   * adapter of that config.  QM_UNIMPLEMENTED: it is not one of this method.  [call] */
+  qm_status (*from_adapter)(qm_call*, const char* target, const char* config_json,
+                            const char** options_json) QM_NOEXCEPT;
 } qm_reparametrize;
 
 #ifdef __cplusplus

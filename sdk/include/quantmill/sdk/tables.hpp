@@ -71,13 +71,19 @@ class BlockTuneTable {
 // and, if it has one,
 //   qm_status Finalize(qm_call*, const qm_reparam_info&, const qm_tensor* weight,
 //                      const qm_named_tensor* params, uint64_t param_count, qm_packed* out);
+//   qm_status ToAdapter(qm_call*, const char* target, const char** config_json);
+//   qm_status FromAdapter(qm_call*, const char* target, const char* config_json,
+//                         const char** options_json);
 template <class Method>
 class ReparametrizeTable {
  public:
   // The table, for a constant of static storage.
   static constexpr qm_reparametrize Make() {
-    qm_reparametrize table{sizeof(qm_reparametrize), &Plan, &Init, &Forward, &Vjp, nullptr};
+    qm_reparametrize table{
+        sizeof(qm_reparametrize), &Plan, &Init, &Forward, &Vjp, nullptr, nullptr, nullptr};
     if constexpr (requires { &Method::Finalize; }) table.finalize = &Finalize;
+    if constexpr (requires { &Method::ToAdapter; }) table.to_adapter = &ToAdapter;
+    if constexpr (requires { &Method::FromAdapter; }) table.from_adapter = &FromAdapter;
     return table;
   }
 
@@ -113,6 +119,25 @@ class ReparametrizeTable {
         return Method::Finalize(call, *info, weight, params, param_count, out);
       } else {
         return Fail(call, QM_UNIMPLEMENTED, "this method has nothing to fold");
+      }
+    });
+  }
+  static qm_status ToAdapter(qm_call* call, const char* target, const char** config_json) noexcept {
+    return guard(call, [&]() -> qm_status {
+      if constexpr (requires { &Method::ToAdapter; }) {
+        return Method::ToAdapter(call, target, config_json);
+      } else {
+        return Fail(call, QM_UNIMPLEMENTED, "this method writes no adapters");
+      }
+    });
+  }
+  static qm_status FromAdapter(qm_call* call, const char* target, const char* config_json,
+                               const char** options_json) noexcept {
+    return guard(call, [&]() -> qm_status {
+      if constexpr (requires { &Method::FromAdapter; }) {
+        return Method::FromAdapter(call, target, config_json, options_json);
+      } else {
+        return Fail(call, QM_UNIMPLEMENTED, "this method reads no adapters");
       }
     });
   }
