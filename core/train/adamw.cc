@@ -31,34 +31,32 @@ absl::Status AdamW::Add(const std::string& name, const Tensor& stored, double ra
 
 absl::StatusOr<OptimizerStep> AdamW::Step(double learning_rate, int64_t batches) {
   if (batches < 1) return absl::InvalidArgumentError("a step needs at least one batch");
-  Backend& backend = ops_.backend();
-  double squares = 0;
-  for (const NamedTensor& gradient : gradients_) {
-    QM_ASSIGN_OR_RETURN(const double sum, ops_.SumOfSquares(gradient.tensor));
-    squares += sum;
-  }
+  std::vector<Tensor> tensors;
+  for (const NamedTensor& gradient : gradients_) tensors.push_back(gradient.tensor);
+  QM_ASSIGN_OR_RETURN(const double squares, ops_.SumOfSquares(tensors));
   OptimizerStep result;
   result.gradient_norm = std::sqrt(squares) / static_cast<double>(batches);
-  const double factor = ClipFactor(result.gradient_norm, options_.clip_norm);
   result.skipped = !std::isfinite(result.gradient_norm);
-  if (!result.skipped) ++steps_;
-  for (size_t i = 0; i < parameters_.size(); ++i) {
-    Parameter& p = parameters_[i];
-    Tensor& gradient = gradients_[i].tensor;
-    if (!result.skipped) {
-      AdamWStep step;
-      step.rate = learning_rate * p.rate;
-      step.decay = p.decays ? options_.decay : 0;
-      step.beta1 = options_.beta1;
-      step.beta2 = options_.beta2;
-      step.epsilon = options_.epsilon;
-      step.step = steps_;
-      step.gradient_scale = static_cast<float>(factor / static_cast<double>(batches));
-      QM_RETURN_IF_ERROR(ops_.AdamW(step, gradient, &p.master, &p.first, &p.second));
-      QM_RETURN_IF_ERROR(backend.Copy(p.master, &p.stored));
-    }
-    QM_RETURN_IF_ERROR(backend.Zero(&gradient));
+  if (result.skipped) {
+    for (Tensor& gradient : tensors) QM_RETURN_IF_ERROR(ops_.backend().Zero(&gradient));
+    return result;
   }
+  ++steps_;
+  const double factor = ClipFactor(result.gradient_norm, options_.clip_norm);
+  std::vector<AdamWUpdate> updates;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    const Parameter& p = parameters_[i];
+    AdamWStep step;
+    step.rate = learning_rate * p.rate;
+    step.decay = p.decays ? options_.decay : 0;
+    step.beta1 = options_.beta1;
+    step.beta2 = options_.beta2;
+    step.epsilon = options_.epsilon;
+    step.step = steps_;
+    step.gradient_scale = static_cast<float>(factor / static_cast<double>(batches));
+    updates.push_back({step, tensors[i], p.master, p.first, p.second, p.stored});
+  }
+  QM_RETURN_IF_ERROR(ops_.AdamW(updates));
   return result;
 }
 

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "absl/types/span.h"
 #include "core/tensor/dtype.h"
 #include "core/train/adamw_factors.h"
 
@@ -81,15 +82,32 @@ struct TokenLossRows {
 };
 cudaError_t LaunchTokenLosses(const TokenLossRows& rows, cudaStream_t stream);
 
-// ---- optimizer.cu ----
+// ---- embed_backward.cu ----
+// ids in [0, vocab); table: [vocab, width].
 cudaError_t LaunchEmbedBackward(const int32_t* ids, const float* d_rows, int64_t rows,
-                                int64_t width, float* table, cudaStream_t stream);
-inline constexpr int kSquarePartials = 512;
-// partial: kSquarePartials doubles, total: one.
-cudaError_t LaunchSumOfSquares(const float* x, int64_t count, double* partial, double* total,
+                                int64_t vocab, int64_t width, float* table, cudaStream_t stream);
+
+// ---- optimizer.cu ----
+struct SquaresItem {
+  const float* x;
+  int64_t count;
+};
+// Doubles that `partial` below must hold.
+int64_t SquarePartials(absl::Span<const SquaresItem> items);
+// total[0] = the sum of the squares of all elements.
+cudaError_t LaunchSumOfSquares(absl::Span<const SquaresItem> items, double* partial, double* total,
                                cudaStream_t stream);
-cudaError_t LaunchAdamW(const AdamWFactors& factors, const float* gradient, int64_t count, float* p,
-                        float* first, float* second, cudaStream_t stream);
+struct AdamWItem {
+  float* gradient;  // becomes 0
+  float* p;
+  float* first;
+  float* second;
+  void* stored;  // becomes p, rounded to stored_dtype
+  DType stored_dtype;
+  int64_t count;
+  AdamWFactors factors;
+};
+cudaError_t LaunchAdamW(absl::Span<const AdamWItem> items, cudaStream_t stream);
 
 }  // namespace quantmill::cuda
 

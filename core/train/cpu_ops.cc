@@ -320,7 +320,13 @@ class CpuTrainingOps final : public TrainingOps {
     return absl::OkStatus();
   }
 
-  absl::StatusOr<double> DoSumOfSquares(const Tensor& x) override {
+  absl::StatusOr<double> DoSumOfSquares(absl::Span<const Tensor> tensors) override {
+    double total = 0;
+    for (const Tensor& x : tensors) total += SquaresOf(x);
+    return total;
+  }
+
+  double SquaresOf(const Tensor& x) {
     const int64_t count = x.elements();
     std::vector<double> sums(static_cast<size_t>((count + kElementGrain - 1) / kElementGrain));
     threads().ParallelFor(count, kElementGrain, [&](int64_t begin, int64_t end, int) {
@@ -335,21 +341,28 @@ class CpuTrainingOps final : public TrainingOps {
     return total;
   }
 
-  absl::Status DoAdamW(const AdamWStep& step, const Tensor& gradient, Tensor* parameter,
-                       Tensor* first_moment, Tensor* second_moment) override {
-    const AdamWFactors f = FactorsOf(step);
-    threads().ParallelFor(gradient.elements(), kElementGrain, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        const float g = gradient.as<const float>()[i] * f.gradient_scale;
-        float& m = first_moment->as<float>()[i];
-        float& v = second_moment->as<float>()[i];
-        float& p = parameter->as<float>()[i];
-        m = f.beta1 * m + f.rest1 * g;
-        v = f.beta2 * v + f.rest2 * g * g;
-        p = p * f.keep - f.rate * m / (std::sqrt(v) * f.root + f.epsilon);
-      }
-    });
+  absl::Status DoAdamW(absl::Span<const AdamWUpdate> updates) override {
+    for (const AdamWUpdate& u : updates) {
+      const AdamWFactors f = FactorsOf(u.step);
+      threads().ParallelFor(u.gradient.elements(), kElementGrain,
+                            [&](int64_t begin, int64_t end, int) { Update(u, f, begin, end); });
+    }
     return absl::OkStatus();
+  }
+
+  static void Update(const AdamWUpdate& u, const AdamWFactors& f, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      float& gradient = u.gradient.as<float>()[i];
+      float& m = u.first_moment.as<float>()[i];
+      float& v = u.second_moment.as<float>()[i];
+      float& p = u.master.as<float>()[i];
+      const float g = gradient * f.gradient_scale;
+      m = f.beta1 * m + f.rest1 * g;
+      v = f.beta2 * v + f.rest2 * g * g;
+      p = p * f.keep - f.rate * m / (std::sqrt(v) * f.root + f.epsilon);
+      StoreFloat(u.stored, i, p);
+      gradient = 0;
+    }
   }
 };
 

@@ -1,6 +1,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "core/base/status.h"
 #include "core/cuda/cuda_status.h"
@@ -186,17 +187,19 @@ class CudaTrainingOps final : public TrainingOps {
   absl::Status DoEmbed(const Tensor& ids, const Tensor& d_rows, Tensor* d_table) override {
     QM_RETURN_IF_ERROR(Enter());
     QM_CUDA_RETURN(cuda::LaunchEmbedBackward(ids.as<int32_t>(), d_rows.as<float>(), d_rows.dim(0),
-                                             d_rows.dim(1), d_table->as<float>(), stream()));
+                                             d_table->dim(0), d_rows.dim(1), d_table->as<float>(),
+                                             stream()));
     return absl::OkStatus();
   }
 
-  absl::StatusOr<double> DoSumOfSquares(const Tensor& x) override {
+  absl::StatusOr<double> DoSumOfSquares(absl::Span<const Tensor> tensors) override {
     QM_RETURN_IF_ERROR(Enter());
-    QM_ASSIGN_OR_RETURN(const Tensor sums,
-                        backend().Allocate(DType::kF64, {cuda::kSquarePartials + 1}));
-    double* total = sums.as<double>() + cuda::kSquarePartials;
-    QM_CUDA_RETURN(
-        cuda::LaunchSumOfSquares(x.as<float>(), x.elements(), sums.as<double>(), total, stream()));
+    std::vector<cuda::SquaresItem> items;
+    for (const Tensor& x : tensors) items.push_back({x.as<float>(), x.elements()});
+    const int64_t partials = cuda::SquarePartials(items);
+    QM_ASSIGN_OR_RETURN(const Tensor sums, backend().Allocate(DType::kF64, {partials + 1}));
+    double* total = sums.as<double>() + partials;
+    QM_CUDA_RETURN(cuda::LaunchSumOfSquares(items, sums.as<double>(), total, stream()));
     double result = 0;
     QM_CUDA_RETURN(
         cudaMemcpyAsync(&result, total, sizeof(result), cudaMemcpyDeviceToHost, stream()));
@@ -204,12 +207,15 @@ class CudaTrainingOps final : public TrainingOps {
     return result;
   }
 
-  absl::Status DoAdamW(const AdamWStep& step, const Tensor& gradient, Tensor* parameter,
-                       Tensor* first_moment, Tensor* second_moment) override {
+  absl::Status DoAdamW(absl::Span<const AdamWUpdate> updates) override {
     QM_RETURN_IF_ERROR(Enter());
-    QM_CUDA_RETURN(cuda::LaunchAdamW(FactorsOf(step), gradient.as<float>(), gradient.elements(),
-                                     parameter->as<float>(), first_moment->as<float>(),
-                                     second_moment->as<float>(), stream()));
+    std::vector<cuda::AdamWItem> items;
+    for (const AdamWUpdate& u : updates) {
+      items.push_back({u.gradient.as<float>(), u.master.as<float>(), u.first_moment.as<float>(),
+                       u.second_moment.as<float>(), u.stored.data(), u.stored.dtype(),
+                       u.gradient.elements(), FactorsOf(u.step)});
+    }
+    QM_CUDA_RETURN(cuda::LaunchAdamW(items, stream()));
     return absl::OkStatus();
   }
 };

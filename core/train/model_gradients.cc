@@ -61,7 +61,7 @@ class Pass {
       QM_ASSIGN_OR_RETURN(const Tensor ids, backend_.ToDevice(batch_.ids.Reshaped({rows_})));
       QM_RETURN_IF_ERROR(ops_.Embed(ids, d_hidden, &gradients_.embedding));
     }
-    return loss_;
+    return ReadLoss();
   }
 
  private:
@@ -96,6 +96,7 @@ class Pass {
                         Normalized(backend_, config(), model_.final_norm, hidden));
     QM_ASSIGN_OR_RETURN(Tensor d_normed, backend_.Allocate(DType::kF32, hidden.shape()));
     QM_ASSIGN_OR_RETURN(const Tensor targets, backend_.ToDevice(batch_.targets.Reshaped({rows_})));
+    QM_ASSIGN_OR_RETURN(losses_, backend_.Allocate(DType::kF32, {rows_, 2}));
     const int64_t step = std::max<int64_t>(1, kLogits / config().vocab_size);
     for (int64_t begin = 0; begin < rows_; begin += step) {
       const int64_t end = std::min(rows_, begin + step);
@@ -103,9 +104,6 @@ class Pass {
       QM_RETURN_IF_ERROR(
           HeadRows(begin, normed.Rows(begin, end), targets.Rows(begin, end), &d_rows));
     }
-    const double counted = static_cast<double>(loss_.counted);
-    loss_.lm /= counted;
-    loss_.kl /= counted;
     Tensor* d_norm = gradients_.final_norm.empty() ? nullptr : &gradients_.final_norm;
     QM_RETURN_IF_ERROR(ops_.RmsNorm(hidden, model_.final_norm,
                                     static_cast<float>(config().rms_norm_eps), d_normed, false,
@@ -122,19 +120,28 @@ class Pass {
     if (weights_.kl != 0 && batch_.teacher != nullptr) {
       QM_ASSIGN_OR_RETURN(teacher, batch_.teacher(begin, begin + rows));
     }
-    QM_ASSIGN_OR_RETURN(Tensor losses, backend_.Allocate(DType::kF32, {rows, 2}));
+    Tensor losses = losses_.Rows(begin, begin + rows);
     const float scale = scale_ / static_cast<float>(loss_.counted);
     QM_RETURN_IF_ERROR(ops_.TokenLosses(targets, teacher, weights_, scale, &logits, &losses));
-    QM_ASSIGN_OR_RETURN(Tensor host, Tensor::Host(DType::kF32, losses.shape()));
-    QM_RETURN_IF_ERROR(backend_.Copy(losses, &host));
-    for (int64_t row = 0; row < rows; ++row) {
+    QM_ASSIGN_OR_RETURN(const Tensor d_logits, ops_.AsFactor(logits));
+    if (!gradients_.head.dense.empty()) {
+      QM_RETURN_IF_ERROR(ops_.WeightGradient(d_logits, normed, &gradients_.head.dense));
+    }
+    return ops_.InputGradient(d_logits, model_.head.dense, false, d_normed);
+  }
+
+  // Waits for the device, once for the whole pass.
+  absl::StatusOr<BatchLoss> ReadLoss() {
+    QM_ASSIGN_OR_RETURN(Tensor host, Tensor::Host(DType::kF32, losses_.shape()));
+    QM_RETURN_IF_ERROR(backend_.Copy(losses_, &host));
+    for (int64_t row = 0; row < rows_; ++row) {
       loss_.lm += host.as<float>()[2 * row];
       loss_.kl += host.as<float>()[2 * row + 1];
     }
-    if (!gradients_.head.dense.empty()) {
-      QM_RETURN_IF_ERROR(ops_.WeightGradient(logits, normed, &gradients_.head.dense));
-    }
-    return ops_.InputGradient(logits, model_.head.dense, false, d_normed);
+    const double counted = static_cast<double>(loss_.counted);
+    loss_.lm /= counted;
+    loss_.kl /= counted;
+    return loss_;
   }
 
   absl::Status BackwardThroughBlocks(Tensor* d_hidden) {
@@ -160,6 +167,7 @@ class Pass {
   const float scale_;
   ModelGradients& gradients_;
   const int64_t sequences_, rows_;
+  Tensor losses_;               // F32 [rows, 2] on the device
   std::vector<Tensor> inputs_;  // of blocks that are still to be gone back through
   BatchLoss loss_;
 };

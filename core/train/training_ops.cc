@@ -33,6 +33,12 @@ absl::Status TrainingOps::Expect(const char* op, const char* name, const Tensor&
       AbslView(DTypeName(dtype)), " ", shape.ToString(), " on ", DeviceName(backend_.device())));
 }
 
+absl::Status TrainingOps::ExpectFactor(const char* op, const char* name, const Tensor& tensor,
+                                       const Shape& shape) const {
+  const bool rounded = tensor.dtype() == backend_.activation_dtype();
+  return Expect(op, name, tensor, rounded ? tensor.dtype() : DType::kF32, shape);
+}
+
 absl::Status TrainingOps::ExpectGradient(const char* op, const char* name, const Tensor* tensor,
                                          const Shape& shape) const {
   if (tensor == nullptr || tensor->read_only()) {
@@ -57,7 +63,7 @@ absl::Status TrainingOps::InputGradient(const Tensor& d_y, const Tensor& weight,
     return absl::InvalidArgumentError("backward of linear: the weight is no matrix of floats");
   }
   const int64_t rows = d_y.dim(0);
-  QM_RETURN_IF_ERROR(Expect(kOp, "d_y", d_y, DType::kF32, {rows, weight.dim(0)}));
+  QM_RETURN_IF_ERROR(ExpectFactor(kOp, "d_y", d_y, {rows, weight.dim(0)}));
   QM_RETURN_IF_ERROR(ExpectGradient(kOp, "d_x", d_x, {rows, weight.dim(1)}));
   if (rows == 0) return absl::OkStatus();
   QM_ASSIGN_OR_RETURN(const Tensor left, AsFactor(d_y));
@@ -71,7 +77,7 @@ absl::Status TrainingOps::WeightGradient(const Tensor& d_y, const Tensor& x, Ten
     return absl::InvalidArgumentError("backward of linear: d_y or x is no matrix");
   }
   const int64_t rows = d_y.dim(0);
-  QM_RETURN_IF_ERROR(Expect(kOp, "d_y", d_y, DType::kF32, {rows, d_y.dim(1)}));
+  QM_RETURN_IF_ERROR(ExpectFactor(kOp, "d_y", d_y, {rows, d_y.dim(1)}));
   QM_RETURN_IF_ERROR(Expect(kOp, "x", x, backend_.activation_dtype(), {rows, x.dim(1)}));
   QM_RETURN_IF_ERROR(ExpectGradient(kOp, "d_weight", d_weight, {d_y.dim(1), x.dim(1)}));
   if (rows == 0) return absl::OkStatus();
@@ -200,22 +206,31 @@ absl::Status TrainingOps::Embed(const Tensor& ids, const Tensor& d_rows, Tensor*
   return d_rows.elements() == 0 ? absl::OkStatus() : DoEmbed(ids, d_rows, d_table);
 }
 
-absl::StatusOr<double> TrainingOps::SumOfSquares(const Tensor& x) {
-  QM_RETURN_IF_ERROR(Expect("sum of squares", "x", x, DType::kF32, x.shape()));
-  if (x.elements() == 0) return 0.0;
-  return DoSumOfSquares(x);
+absl::StatusOr<double> TrainingOps::SumOfSquares(absl::Span<const Tensor> tensors) {
+  int64_t elements = 0;
+  for (const Tensor& x : tensors) {
+    QM_RETURN_IF_ERROR(Expect("sum of squares", "x", x, DType::kF32, x.shape()));
+    elements += x.elements();
+  }
+  if (elements == 0) return 0.0;
+  return DoSumOfSquares(tensors);
 }
 
-absl::Status TrainingOps::AdamW(const AdamWStep& step, const Tensor& gradient, Tensor* parameter,
-                                Tensor* first_moment, Tensor* second_moment) {
+absl::Status TrainingOps::AdamW(absl::Span<const AdamWUpdate> updates) {
   constexpr char kOp[] = "AdamW";
-  QM_RETURN_IF_ERROR(Expect(kOp, "gradient", gradient, DType::kF32, gradient.shape()));
-  QM_RETURN_IF_ERROR(ExpectGradient(kOp, "parameter", parameter, gradient.shape()));
-  QM_RETURN_IF_ERROR(ExpectGradient(kOp, "first_moment", first_moment, gradient.shape()));
-  QM_RETURN_IF_ERROR(ExpectGradient(kOp, "second_moment", second_moment, gradient.shape()));
-  if (step.step < 1) return absl::InvalidArgumentError("AdamW: steps are counted from 1");
-  if (gradient.elements() == 0) return absl::OkStatus();
-  return DoAdamW(step, gradient, parameter, first_moment, second_moment);
+  for (const AdamWUpdate& u : updates) {
+    const Shape& shape = u.gradient.shape();
+    QM_RETURN_IF_ERROR(ExpectGradient(kOp, "gradient", &u.gradient, shape));
+    QM_RETURN_IF_ERROR(ExpectGradient(kOp, "master", &u.master, shape));
+    QM_RETURN_IF_ERROR(ExpectGradient(kOp, "first_moment", &u.first_moment, shape));
+    QM_RETURN_IF_ERROR(ExpectGradient(kOp, "second_moment", &u.second_moment, shape));
+    if (!IsModelFloat(u.stored.dtype()) || u.stored.read_only()) {
+      return absl::InvalidArgumentError("AdamW: a stored parameter is no writable float tensor");
+    }
+    QM_RETURN_IF_ERROR(Expect(kOp, "stored", u.stored, u.stored.dtype(), shape));
+    if (u.step.step < 1) return absl::InvalidArgumentError("AdamW: steps are counted from 1");
+  }
+  return DoAdamW(updates);
 }
 
 absl::StatusOr<std::unique_ptr<TrainingOps>> MakeTrainingOps(Backend& backend) {

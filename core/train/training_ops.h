@@ -18,6 +18,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "core/tensor/backend.h"
 
 namespace quantmill {
@@ -46,6 +47,13 @@ struct AdamWStep {
   float gradient_scale = 1;  // on g: clipping, and the mean over accumulated batches
 };
 
+// One parameter under AdamW. Equal shapes, all F32 but `stored`, the tensor that a model computes
+// with (any model float).
+struct AdamWUpdate {
+  AdamWStep step;
+  Tensor gradient, master, first_moment, second_moment, stored;
+};
+
 class TrainingOps {
  public:
   explicit TrainingOps(Backend& backend) : backend_(backend) {}
@@ -55,7 +63,11 @@ class TrainingOps {
 
   Backend& backend() const { return backend_; }
 
+  // `tensor` itself, or rounded (or widened) to the activation dtype.
+  absl::StatusOr<Tensor> AsFactor(const Tensor& tensor);
+
   // ---- linear: y[rows, n] = x[rows, k] weight[n, k]^T + bias[n]; weight: any model float ----
+  // d_y of both products is F32 or already AsFactor(d_y), which saves a second rounding of it.
   // d_x = d_y weight, on top of what d_x holds if `add`.
   absl::Status InputGradient(const Tensor& d_y, const Tensor& weight, bool add, Tensor* d_x);
   // d_weight += d_y^T x.
@@ -91,15 +103,11 @@ class TrainingOps {
   // d_table[ids[i], :] += d_rows[i, :], in the order of rows. ids: I32 [rows] on the device, each
   // in [0, vocab).
   absl::Status Embed(const Tensor& ids, const Tensor& d_rows, Tensor* d_table);
-  // Sum of the squares of an F32 tensor; waits for it.
-  absl::StatusOr<double> SumOfSquares(const Tensor& x);
-  // Of equal shapes, all F32.
-  absl::Status AdamW(const AdamWStep& step, const Tensor& gradient, Tensor* parameter,
-                     Tensor* first_moment, Tensor* second_moment);
-
- protected:
-  // `tensor` itself, or rounded (or widened) to the activation dtype.
-  absl::StatusOr<Tensor> AsFactor(const Tensor& tensor);
+  // Sum of the squares of all elements of F32 tensors; waits for it once.
+  absl::StatusOr<double> SumOfSquares(absl::Span<const Tensor> tensors);
+  // A step of AdamW on every parameter; `stored` becomes the rounded master value, the gradient
+  // zero.
+  absl::Status AdamW(absl::Span<const AdamWUpdate> updates);
 
  private:
   // What the functions above call once their arguments are checked and are not empty.
@@ -117,12 +125,13 @@ class TrainingOps {
                                      const TokenLoss& weights, float scale, Tensor* logits,
                                      Tensor* losses) = 0;
   virtual absl::Status DoEmbed(const Tensor& ids, const Tensor& d_rows, Tensor* d_table) = 0;
-  virtual absl::StatusOr<double> DoSumOfSquares(const Tensor& x) = 0;
-  virtual absl::Status DoAdamW(const AdamWStep& step, const Tensor& gradient, Tensor* parameter,
-                               Tensor* first_moment, Tensor* second_moment) = 0;
+  virtual absl::StatusOr<double> DoSumOfSquares(absl::Span<const Tensor> tensors) = 0;
+  virtual absl::Status DoAdamW(absl::Span<const AdamWUpdate> updates) = 0;
 
   absl::Status Expect(const char* op, const char* name, const Tensor& tensor, DType dtype,
                       const Shape& shape) const;
+  absl::Status ExpectFactor(const char* op, const char* name, const Tensor& tensor,
+                            const Shape& shape) const;
   absl::Status ExpectGradient(const char* op, const char* name, const Tensor* tensor,
                               const Shape& shape) const;
 

@@ -171,33 +171,73 @@ TEST_P(CudaTrainTest, TokenLosses) {
   }
 }
 
-TEST_P(CudaTrainTest, Optimizer) {
-  const Tensor d_rows = Gradient({50, 300}, 22);
-  std::vector<int32_t> ids;
-  for (int32_t i = 0; i < 50; ++i) ids.push_back(i % 7);  // every id several times
-  Tensor table = OnGpu(Gradient({9, 300}, 23)), c_table = Gradient({9, 300}, 23);
-  QM_ASSERT_OK(gpu().Embed(OnGpu(Tensor::FromI32({50}, ids)), OnGpu(d_rows), &table));
-  QM_ASSERT_OK(cpu().Embed(Tensor::FromI32({50}, ids), d_rows, &c_table));
-  ExpectClose("embedding", table, c_table, 1e-6);
+// Rows in order: the sums are those of the CPU to the bit. Widths around a block's columns, ids
+// that appear in every row, in some, or not at all, and more rows than one tile of the search.
+TEST_P(CudaTrainTest, Embedding) {
+  for (const auto& [rows, vocab, width] :
+       {std::array<int64_t, 3>{50, 9, 300}, {1, 3, 1}, {2500, 40, 513}, {1024, 1, 64}}) {
+    const Tensor d_rows = Gradient({rows, width}, 22);
+    std::vector<int32_t> ids;
+    for (int64_t i = 0; i < rows; ++i) {
+      ids.push_back(static_cast<int32_t>(i % 3 == 0 ? 0 : i * i % 7 % vocab));
+    }
+    const Tensor before = Gradient({vocab, width}, 23);
+    Tensor table = OnGpu(before), expected = Clone(before);
+    QM_ASSERT_OK(gpu().Embed(OnGpu(Tensor::FromI32({rows}, ids)), OnGpu(d_rows), &table));
+    QM_ASSERT_OK(cpu().Embed(Tensor::FromI32({rows}, ids), d_rows, &expected));
+    EXPECT_TRUE(SameBytes(OnHost(table), expected)) << rows << " " << vocab << " " << width;
+  }
+}
 
-  for (const Shape& shape : {Shape{1}, Shape{700, 513}}) {
-    const Tensor x = Gradient(shape, 24);
-    const double expected = cpu().SumOfSquares(x).value();
-    EXPECT_NEAR(gpu().SumOfSquares(OnGpu(x)).value(), expected, 1e-12 * expected);
-    AdamWStep step;
-    step.rate = 0.01;
-    step.decay = 0.1;
-    step.step = 3;
-    step.gradient_scale = 0.5f;
-    Tensor v = Gradient(shape, 27);
-    for (int64_t i = 0; i < v.elements(); ++i) v.as<float>()[i] *= v.as<float>()[i];
-    Tensor p = Gradient(shape, 25), m = Gradient(shape, 26);
-    Tensor g_p = OnGpu(Clone(p)), g_m = OnGpu(Clone(m)), g_v = OnGpu(Clone(v));
-    QM_ASSERT_OK(gpu().AdamW(step, OnGpu(x), &g_p, &g_m, &g_v));
-    QM_ASSERT_OK(cpu().AdamW(step, x, &p, &m, &v));
-    ExpectClose("parameter", g_p, p, 1e-5);
-    ExpectClose("first moment", g_m, m, 1e-6);
-    ExpectClose("second moment", g_v, v, 1e-6);
+// More tensors than one launch takes, of sizes around those of a block's share.
+TEST_P(CudaTrainTest, OptimizerOverManyTensors) {
+  std::vector<Tensor> gradients, on_gpu;
+  std::vector<AdamWUpdate> updates, expected;
+  for (int i = 0; i < 150; ++i) {
+    const Shape shape = i % 4 == 0   ? Shape{1}
+                        : i % 4 == 1 ? Shape{64, 64}
+                        : i % 4 == 2 ? Shape{70 + i, 233}
+                                     : Shape{8192 + i - 3};
+    AdamWUpdate update;
+    update.step.rate = 0.01 * (1 + i % 3);
+    update.step.decay = 0.1 * (i % 2);
+    update.step.step = 3;
+    update.step.gradient_scale = 0.5f;
+    const uint32_t seed = static_cast<uint32_t>(5 * i);
+    update.gradient = Gradient(shape, seed);
+    update.master = Gradient(shape, seed + 1);
+    update.first_moment = Gradient(shape, seed + 2);
+    update.second_moment = Gradient(shape, seed + 3);
+    for (int64_t k = 0; k < shape.elements(); ++k) {
+      update.second_moment.as<float>()[k] *= update.second_moment.as<float>()[k];
+    }
+    update.stored = Garbage(shape, dtype());
+    gradients.push_back(Clone(update.gradient));
+    expected.push_back(update);
+    for (Tensor* tensor : {&update.gradient, &update.master, &update.first_moment,
+                           &update.second_moment, &update.stored}) {
+      *tensor = OnGpu(*tensor);
+    }
+    on_gpu.push_back(update.gradient);
+    updates.push_back(update);
+  }
+  const double squares = cpu().SumOfSquares(gradients).value();
+  EXPECT_NEAR(gpu().SumOfSquares(on_gpu).value(), squares, 1e-12 * squares);
+  EXPECT_NEAR(gpu().SumOfSquares({on_gpu[2]}).value(), cpu().SumOfSquares({gradients[2]}).value(),
+              1e-12 * squares);
+  QM_ASSERT_OK(gpu().AdamW(updates));
+  QM_ASSERT_OK(cpu().AdamW(expected));
+  for (size_t i = 0; i < updates.size(); ++i) {
+    ExpectClose("parameter", updates[i].master, expected[i].master, 1e-5);
+    ExpectClose("first moment", updates[i].first_moment, expected[i].first_moment, 1e-6);
+    ExpectClose("second moment", updates[i].second_moment, expected[i].second_moment, 1e-6);
+    Tensor rounded = Garbage(updates[i].stored.shape(), dtype());
+    const Tensor master = OnHost(updates[i].master);
+    for (int64_t k = 0; k < rounded.elements(); ++k) {
+      StoreFloat(rounded, k, master.as<float>()[k]);
+    }
+    EXPECT_TRUE(SameBytes(OnHost(updates[i].stored), rounded)) << i;
+    for (double value : Values(OnHost(updates[i].gradient))) ASSERT_EQ(value, 0);
   }
 }
 
