@@ -5,6 +5,7 @@
 
 #include "core/base/status.h"
 #include "core/cuda/cuda_status.h"
+#include "core/train/attention_backward.cuh"
 #include "core/train/backward_kernels.cuh"
 #include "core/train/device_ops.h"
 
@@ -85,9 +86,38 @@ class CudaTrainingOps final : public TrainingOps {
                            const Tensor& values, const Tensor& d_out, Tensor* d_q, Tensor* d_keys,
                            Tensor* d_values) override {
     QM_RETURN_IF_ERROR(Enter());
+    QM_ASSIGN_OR_RETURN(const Tensor d_factor, AsFactor(d_out));
+    const int64_t queries = shape.batch * shape.heads * shape.query_length;
+    cuda::AttentionBackward fused = {};
+    fused.q = q.data();
+    fused.keys = keys.data();
+    fused.values = values.data();
+    fused.d_out = d_factor.data();
+    fused.d_q = d_q->as<float>();
+    fused.d_keys = d_keys->as<float>();
+    fused.d_values = d_values->as<float>();
+    fused.batch = shape.batch;
+    fused.length = shape.query_length;
+    fused.heads = static_cast<int>(shape.heads);
+    fused.kv_heads = static_cast<int>(shape.kv_heads);
+    fused.head_dim = static_cast<int>(shape.head_dim);
+    fused.window = shape.sliding_window;
+    fused.scale = shape.scale;
+    if (cuda::AttentionBackwardSuits(fused, q.dtype())) {
+      QM_ASSIGN_OR_RETURN(const Tensor statistics, backend().Allocate(DType::kF32, {2, queries}));
+      fused.statistics = statistics.as<float>();
+      QM_CUDA_RETURN(cuda::LaunchAttentionBackward(fused, q.dtype(), stream()));
+      return absl::OkStatus();
+    }
+    return AttentionByProducts(shape, q, keys, values, d_factor, d_q, d_keys, d_values);
+  }
+
+  // Any dtype and head_dim: matrix products and softmaxes of tiles of one head after the other.
+  absl::Status AttentionByProducts(const AttentionShape& shape, const Tensor& q, const Tensor& keys,
+                                   const Tensor& values, const Tensor& d_factor, Tensor* d_q,
+                                   Tensor* d_keys, Tensor* d_values) {
     QM_RETURN_IF_ERROR(backend().Zero(d_keys));
     QM_RETURN_IF_ERROR(backend().Zero(d_values));
-    QM_ASSIGN_OR_RETURN(const Tensor d_factor, AsFactor(d_out));
     const Shape tile = {std::min(kTileQueries, shape.query_length), shape.query_length};
     QM_ASSIGN_OR_RETURN(const Tensor scores, backend().Allocate(DType::kF32, tile));
     QM_ASSIGN_OR_RETURN(const Tensor p, backend().Allocate(backend().activation_dtype(), tile));
