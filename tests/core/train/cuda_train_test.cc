@@ -120,8 +120,13 @@ TEST_P(CudaTrainTest, AttentionIsDeterministic) {
 }
 
 TEST_P(CudaTrainTest, Norm) {
-  for (const auto& [rows, columns, width] :
-       {std::array<int64_t, 3>{5, 96, 32}, {700, 128, 128}, {33, 1000, 1000}, {2, 7, 7}}) {
+  for (const auto& [rows, columns, width] : {std::array<int64_t, 3>{5, 96, 32},
+                                             {700, 128, 128},
+                                             {1000, 384, 384},
+                                             {33, 1000, 1000},
+                                             {3, 5000, 5000},
+                                             {7, 192, 64},
+                                             {2, 7, 7}}) {
     const Tensor x = Random({rows, columns}, 5), weight = Random({width}, 6);
     const Tensor d_y = Gradient(x.shape(), 7), before = Gradient(x.shape(), 8);
     for (bool add : {false, true}) {
@@ -161,14 +166,15 @@ TEST_P(CudaTrainTest, Linear) {
 }
 
 TEST_P(CudaTrainTest, Elementwise) {
-  const Tensor gate = Random({33, 77}, 12, 3), up = Random({33, 77}, 13);
-  const Tensor d_y = Gradient({33, 77}, 14);
-  Tensor d_gate = Poisoned({33, 77}, DType::kF32), d_up = OnGpu(d_y);
-  QM_ASSERT_OK(gpu().SiluMultiply(OnGpu(gate), OnGpu(up), d_up, &d_gate, &d_up));
-  Tensor c_gate = Garbage({33, 77}), c_up = Garbage({33, 77});
-  QM_ASSERT_OK(cpu().SiluMultiply(InF32(gate), InF32(up), d_y, &c_gate, &c_up));
-  ExpectClose("d_gate", d_gate, c_gate, 2e-5);
-  ExpectClose("d_up", d_up, c_up, 2e-5);
+  for (const Shape& shape : {Shape{33, 77}, Shape{40, 64}}) {  // by single elements, by fours
+    const Tensor gate = Random(shape, 12, 3), up = Random(shape, 13), d_y = Gradient(shape, 14);
+    Tensor d_gate = Poisoned(shape, DType::kF32), d_up = OnGpu(d_y);
+    QM_ASSERT_OK(gpu().SiluMultiply(OnGpu(gate), OnGpu(up), d_up, &d_gate, &d_up));
+    Tensor c_gate = Garbage(shape), c_up = Garbage(shape);
+    QM_ASSERT_OK(cpu().SiluMultiply(InF32(gate), InF32(up), d_y, &c_gate, &c_up));
+    ExpectClose("d_gate", d_gate, c_gate, 2e-5);
+    ExpectClose("d_up", d_up, c_up, 2e-5);
+  }
 
   const Tensor cosine = Gradient({20, 6}, 15), sine = Gradient({20, 6}, 16);
   Tensor turned = OnGpu(Gradient({15, 36}, 17)), c_turned = Gradient({15, 36}, 17);
@@ -176,7 +182,7 @@ TEST_P(CudaTrainTest, Elementwise) {
   QM_ASSERT_OK(cpu().Rope({cosine, sine, 3, 5, 12}, &c_turned));
   ExpectClose("rope", turned, c_turned, 1e-6);
 
-  Tensor sum = OnGpu(d_y), c_sum = Clone(d_y);
+  Tensor sum = OnGpu(Gradient({33, 77}, 14)), c_sum = Gradient({33, 77}, 14);
   QM_ASSERT_OK(gpu().Add(OnGpu(Gradient({33, 77}, 18)), &sum));
   QM_ASSERT_OK(cpu().Add(Gradient({33, 77}, 18), &c_sum));
   EXPECT_TRUE(SameBytes(OnHost(sum), c_sum));
@@ -200,7 +206,7 @@ TEST_P(CudaTrainTest, BlocksAgreeWithPyTorch) {
 }
 
 TEST_P(CudaTrainTest, TokenLosses) {
-  for (int64_t vocab : {5, 1000}) {
+  for (int64_t vocab : {5, 1000, 8192, 33333}) {
     const int64_t rows = 37;
     const Tensor logits = RandomTensor({rows, vocab}, 20, DType::kF32, 4);
     const Tensor teacher = Random({rows, vocab}, 21, 4);
