@@ -163,6 +163,17 @@ TEST_P(CudaTrainTest, Linear) {
     ExpectClose("d_weight", d_w, c_w);
     ExpectClose("d_bias", d_b, c_b, 2e-5);
   }
+  // Rounded once for both products: the same sums to the bit.
+  const Tensor factor = gpu().AsFactor(OnGpu(d_y)).value();
+  EXPECT_EQ(factor.dtype(), dtype());
+  Tensor again_x = Poisoned({rows, in}, DType::kF32), again_w = OnGpu(Zeros({out, in}));
+  Tensor once_x = Poisoned({rows, in}, DType::kF32), once_w = OnGpu(Zeros({out, in}));
+  QM_ASSERT_OK(gpu().InputGradient(OnGpu(d_y), OnGpu(weight), false, &once_x));
+  QM_ASSERT_OK(gpu().WeightGradient(OnGpu(d_y), OnGpu(x), &once_w));
+  QM_ASSERT_OK(gpu().InputGradient(factor, OnGpu(weight), false, &again_x));
+  QM_ASSERT_OK(gpu().WeightGradient(factor, OnGpu(x), &again_w));
+  EXPECT_TRUE(SameBytes(OnHost(once_x), OnHost(again_x)));
+  EXPECT_TRUE(SameBytes(OnHost(once_w), OnHost(again_w)));
 }
 
 TEST_P(CudaTrainTest, Elementwise) {

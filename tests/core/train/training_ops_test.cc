@@ -165,6 +165,75 @@ TEST(TrainingOps, RopeIsTheTransposeOfTheForwardPass) {
   EXPECT_NEAR(left, right, 1e-4);
 }
 
+AdamWUpdate MakeUpdate(Shape shape, uint32_t seed, DType stored) {
+  AdamWUpdate update;
+  update.step.rate = 0.01;
+  update.step.decay = 0.1;
+  update.step.step = 2;
+  update.step.gradient_scale = 0.5f;
+  update.gradient = RandomTensor(shape, seed);
+  update.master = RandomTensor(shape, seed + 1);
+  update.first_moment = RandomTensor(shape, seed + 2);
+  update.second_moment = Zeros(shape);
+  update.stored = Garbage(shape, stored);
+  return update;
+}
+
+// Several parameters at once, against the formulas in f64.
+TEST(TrainingOps, AdamWUpdatesRoundsAndZeroes) {
+  Rig rig;
+  std::vector<AdamWUpdate> updates;
+  std::vector<Doubles> g, p, m;
+  for (DType stored : {DType::kF32, DType::kF16, DType::kBF16}) {
+    const auto index = static_cast<uint32_t>(updates.size());
+    updates.push_back(MakeUpdate({3 + index, 7}, 30 + 4 * index, stored));
+    g.push_back(Values(updates.back().gradient));
+    p.push_back(Values(updates.back().master));
+    m.push_back(Values(updates.back().first_moment));
+  }
+  updates.push_back(MakeUpdate({0}, 60, DType::kBF16));  // nothing to do
+  double squares = 0;
+  std::vector<Tensor> gradients;
+  for (const AdamWUpdate& update : updates) gradients.push_back(update.gradient);
+  for (const Doubles& values : g) {
+    for (double value : values) squares += value * value;
+  }
+  EXPECT_NEAR(rig.ops->SumOfSquares(gradients).value(), squares, 1e-12 * squares);
+  EXPECT_EQ(rig.ops->SumOfSquares({}).value(), 0);
+
+  ASSERT_TRUE(rig.ops->AdamW(updates).ok());
+  for (size_t i = 0; i < g.size(); ++i) {
+    Doubles expected;
+    for (size_t k = 0; k < g[i].size(); ++k) {
+      const double gradient = g[i][k] / 2;
+      const double first = (0.9 * m[i][k] + 0.1 * gradient) / (1 - 0.9 * 0.9);
+      const double second = 0.001 * gradient * gradient / (1 - 0.999 * 0.999);
+      expected.push_back(p[i][k] * (1 - 0.01 * 0.1) - 0.01 * first / (std::sqrt(second) + 1e-8));
+    }
+    EXPECT_LT(Error(updates[i].master, expected), kTolerance) << i;
+    Tensor rounded = Garbage(updates[i].stored.shape(), updates[i].stored.dtype());
+    for (int64_t k = 0; k < rounded.elements(); ++k) {
+      StoreFloat(rounded, k, updates[i].master.as<float>()[k]);
+    }
+    EXPECT_TRUE(SameBytes(updates[i].stored, rounded)) << i;
+    for (double value : Values(updates[i].gradient)) EXPECT_EQ(value, 0);
+  }
+}
+
+TEST(TrainingOps, AdamWRefusesWrongArguments) {
+  Rig rig;
+  const auto refused = [&](const auto& change) {
+    AdamWUpdate update = MakeUpdate({2, 3}, 70, DType::kBF16);
+    change(update);
+    return rig.ops->AdamW({update}).code() == absl::StatusCode::kInvalidArgument;
+  };
+  EXPECT_FALSE(refused([](AdamWUpdate&) {}));
+  EXPECT_TRUE(refused([](AdamWUpdate& u) { u.step.step = 0; }));
+  EXPECT_TRUE(refused([](AdamWUpdate& u) { u.master = Zeros({3, 2}); }));
+  EXPECT_TRUE(refused([](AdamWUpdate& u) { u.stored = Tensor::FromI32({1}, {1}); }));
+  EXPECT_TRUE(refused([](AdamWUpdate& u) { u.first_moment = u.stored; }));
+}
+
 TEST(TrainingOps, RefusesWrongArguments) {
   Rig rig;
   Tensor small = Zeros({2, 3}), large = Zeros({2, 4}), bias = Zeros({4});
