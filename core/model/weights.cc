@@ -1,5 +1,8 @@
 #include "core/model/weights.h"
 
+#include <utility>
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/formats/activations.h"
@@ -47,7 +50,9 @@ LinearWeight* BlockWeights::At(const LinearSlot& slot) {
   return nullptr;
 }
 
-absl::Status ApplyLinear(Backend& backend, const LinearWeight& weight, const Tensor& x,
+namespace {
+
+absl::Status ApplyWeight(Backend& backend, const LinearWeight& weight, const Tensor& x,
                          Tensor* out) {
   const bool packed = weight.packed != nullptr && weight.kernel != nullptr;
   const bool only_packed =
@@ -59,6 +64,24 @@ absl::Status ApplyLinear(Backend& backend, const LinearWeight& weight, const Ten
   return absl::FailedPreconditionError(ErrorText(
       "a linear has neither a dense weight nor a packed one with a kernel",
       "its tensors were not loaded", "check that the checkpoint has every tensor of the model"));
+}
+
+}  // namespace
+
+absl::Status ApplyLinear(Backend& backend, const LinearWeight& weight, const Tensor& x,
+                         Tensor* out) {
+  Tensor input = x;
+  std::vector<Tensor> deltas;
+  for (auto adapter = weight.adapters.rbegin(); adapter != weight.adapters.rend(); ++adapter) {
+    const bool delta = (*adapter)->kind() == LinearAdapter::Kind::kDelta;
+    QM_ASSIGN_OR_RETURN(Tensor result,
+                        backend.Allocate(x.dtype(), delta ? out->shape() : x.shape()));
+    QM_RETURN_IF_ERROR((*adapter)->Forward(input, nullptr, &result));
+    (delta ? deltas.emplace_back() : input) = std::move(result);
+  }
+  QM_RETURN_IF_ERROR(ApplyWeight(backend, weight, input, out));
+  for (const Tensor& delta : deltas) QM_RETURN_IF_ERROR(backend.Add(delta, out));
+  return absl::OkStatus();
 }
 
 }  // namespace quantmill

@@ -16,12 +16,32 @@
 
 namespace quantmill {
 
+// What stands around a linear y = L(x) without changing its weight.
+class LinearAdapter {
+ public:
+  enum class Kind {
+    kInput,  // y = L(g(x))
+    kDelta,  // y = L(x) + h(x)
+  };
+  virtual ~LinearAdapter() = default;
+  virtual Kind kind() const = 0;
+  // *out = g(x) or h(x), [rows, in] or [rows, out] in x's dtype. What Backward needs goes to *saved
+  // (null: it will not be called).
+  virtual absl::Status Forward(const Tensor& x, Tensor* saved, Tensor* out) = 0;
+  // For the gradient of *out, F32: adds that with respect to x to *d_x (F32; null: not wanted), and
+  // those of the adapter's own parameters to sums it keeps. UNIMPLEMENTED without gradients.
+  virtual absl::Status Backward(const Tensor& x, const Tensor& saved, const Tensor& d_out,
+                                Tensor* d_x) = 0;
+};
+
 // One linear: dense, or packed with a kernel. `dense` wins, but not over quantized activations.
 struct LinearWeight {
   Tensor dense;  // [out, in], any model float dtype; empty when packed
   std::shared_ptr<const PackedWeight> packed;
   std::shared_ptr<PackedKernel> kernel;
   Tensor bias;  // [out] or empty
+  // Around it: the first one next to the weight, every other around those before it.
+  std::vector<std::shared_ptr<LinearAdapter>> adapters;
 };
 
 struct MoeWeights {
@@ -59,7 +79,8 @@ class WeightSource {
   virtual void ReleaseBlock(int64_t block) = 0;
 };
 
-// out = x W^T (+ bias), through the dense product, the packed kernel, or dequantizing into scratch.
+// out = x W^T (+ bias), through the dense product, the packed kernel, or dequantizing into scratch;
+// with its adapters around it.
 absl::Status ApplyLinear(Backend& backend, const LinearWeight& weight, const Tensor& x,
                          Tensor* out);
 

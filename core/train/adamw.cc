@@ -60,4 +60,23 @@ absl::StatusOr<OptimizerStep> AdamW::Step(double learning_rate, int64_t batches)
   return result;
 }
 
+std::vector<NamedTensor> AdamW::State() const {
+  std::vector<NamedTensor> state;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    const std::string& name = gradients_[i].name;
+    state.push_back({name + "/master", parameters_[i].master});
+    state.push_back({name + "/first", parameters_[i].first});
+    state.push_back({name + "/second", parameters_[i].second});
+  }
+  return state;
+}
+
+absl::Status AdamW::Restore(int64_t steps) {
+  steps_ = steps;
+  for (Parameter& p : parameters_) {
+    QM_RETURN_IF_ERROR(ops_.backend().Copy(p.master, &p.stored));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace quantmill

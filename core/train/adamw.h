@@ -41,6 +41,12 @@ class AdamW {
   absl::StatusOr<OptimizerStep> Step(double learning_rate, int64_t batches = 1);
   int64_t steps() const { return steps_; }
 
+  // Master values and moments by name ("NAME/master", "NAME/first", "NAME/second"), F32 on the
+  // device: with steps() the whole state between two steps.
+  std::vector<NamedTensor> State() const;
+  // After the tensors of State() were filled: continues behind step `steps`.
+  absl::Status Restore(int64_t steps);
+
  private:
   struct Parameter {
     Tensor stored, master, first, second;

@@ -53,6 +53,13 @@ cudaError_t LaunchRopeBackward(const float* cosine, const float* sine, int64_t f
 // target += x.
 cudaError_t LaunchAddF32(const float* x, int64_t count, float* target, cudaStream_t stream);
 
+// ---- difference.cu ----
+// out = a - b; a, b of dtype.
+cudaError_t LaunchDifference(const void* a, const void* b, DType dtype, int64_t count, float* out,
+                             cudaStream_t stream);
+// x *= scale.
+cudaError_t LaunchScaleF32(float scale, int64_t count, float* x, cudaStream_t stream);
+
 // ---- softmax_rows.cu ----
 // A tile of causal attention: row r is the query at position first_query + r, column c the key at
 // position first_key + c; a query sees keys max(0, position - window + 1) .. position (window 0:

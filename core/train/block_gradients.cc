@@ -20,10 +20,25 @@ absl::Status RefuseExperts(const TrainedBlock& block) {
                 "tune blocks with a dense MLP, or switch tuning off"));
 }
 
+// The linear's output, the same bytes as ApplyLinear's.
 absl::StatusOr<Tensor> Output(Backend& backend, const LinearWeight& weight, const Tensor& x,
-                              int64_t features) {
+                              int64_t features, LinearTape* tape) {
   QM_ASSIGN_OR_RETURN(Tensor y, backend.Allocate(x.dtype(), {x.dim(0), features}));
-  QM_RETURN_IF_ERROR(ApplyLinear(backend, weight, x, &y));
+  Tensor input = x;
+  std::vector<Tensor> deltas;
+  for (auto adapter = weight.adapters.rbegin(); adapter != weight.adapters.rend(); ++adapter) {
+    const bool delta = (*adapter)->kind() == LinearAdapter::Kind::kDelta;
+    LinearTape::Step& step = tape->steps.emplace_back();
+    step.in = input;
+    QM_ASSIGN_OR_RETURN(Tensor result, backend.Allocate(x.dtype(), delta ? y.shape() : x.shape()));
+    QM_RETURN_IF_ERROR((*adapter)->Forward(input, &step.saved, &result));
+    (delta ? deltas.emplace_back() : input) = std::move(result);
+  }
+  tape->weight_in = input;
+  LinearWeight bare = weight;
+  bare.adapters.clear();
+  QM_RETURN_IF_ERROR(ApplyLinear(backend, bare, input, &y));
+  for (const Tensor& delta : deltas) QM_RETURN_IF_ERROR(backend.Add(delta, &y));
   return y;
 }
 
@@ -50,26 +65,27 @@ absl::StatusOr<Tensor> AttendOnTape(Backend& backend, const TrainedBlock& block,
   const ModelConfig& config = *block.config;
   const BlockWeights& w = *block.weights;
   const Tensor& x = tape->attention_in;
-  QM_ASSIGN_OR_RETURN(Tensor q, Output(backend, w.q, x, config.q_features()));
-  QM_ASSIGN_OR_RETURN(Tensor k, Output(backend, w.k, x, config.kv_features()));
-  QM_ASSIGN_OR_RETURN(tape->v, Output(backend, w.v, x, config.kv_features()));
+  QM_ASSIGN_OR_RETURN(Tensor q, Output(backend, w.q, x, config.q_features(), &tape->linears.q));
+  QM_ASSIGN_OR_RETURN(Tensor k, Output(backend, w.k, x, config.kv_features(), &tape->linears.k));
+  QM_ASSIGN_OR_RETURN(tape->v, Output(backend, w.v, x, config.kv_features(), &tape->linears.v));
   QM_ASSIGN_OR_RETURN(tape->q, Placed(backend, block, w.q_norm, std::move(q), &tape->q_raw));
   QM_ASSIGN_OR_RETURN(tape->k, Placed(backend, block, w.k_norm, std::move(k), &tape->k_raw));
   QM_ASSIGN_OR_RETURN(tape->mixed, backend.Allocate(x.dtype(), tape->q.shape()));
   const AttentionShape shape =
       BlockAttention(config, block.index, block.batch, x.dim(0) / block.batch, 0);
   QM_RETURN_IF_ERROR(backend.Attention(shape, tape->q, tape->k, tape->v, &tape->mixed));
-  return Output(backend, w.o, tape->mixed, config.hidden_size);
+  return Output(backend, w.o, tape->mixed, config.hidden_size, &tape->linears.o);
 }
 
 absl::StatusOr<Tensor> FeedOnTape(Backend& backend, const TrainedBlock& block, BlockTape* tape) {
   const BlockWeights& w = *block.weights;
   const int64_t inner = block.config->intermediate_size;
-  QM_ASSIGN_OR_RETURN(tape->gate, Output(backend, w.gate, tape->mlp_in, inner));
-  QM_ASSIGN_OR_RETURN(tape->up, Output(backend, w.up, tape->mlp_in, inner));
+  QM_ASSIGN_OR_RETURN(tape->gate,
+                      Output(backend, w.gate, tape->mlp_in, inner, &tape->linears.gate));
+  QM_ASSIGN_OR_RETURN(tape->up, Output(backend, w.up, tape->mlp_in, inner, &tape->linears.up));
   QM_ASSIGN_OR_RETURN(tape->gated, backend.Allocate(tape->gate.dtype(), tape->gate.shape()));
   QM_RETURN_IF_ERROR(backend.SiluMultiply(tape->gate, tape->up, &tape->gated));
-  return Output(backend, w.down, tape->gated, block.config->hidden_size);
+  return Output(backend, w.down, tape->gated, block.config->hidden_size, &tape->linears.down);
 }
 
 absl::Status CheckInput(const TrainedBlock& block, const Tensor& input) {
@@ -136,13 +152,14 @@ class Backward {
 
  private:
   static Tensor* OrNull(Tensor* tensor) { return tensor->empty() ? nullptr : tensor; }
-  static bool Wants(const LinearWeight& linear) {
-    return !linear.dense.empty() || !linear.bias.empty();
+  // Is anything of a linear trained?
+  static bool Wants(const LinearWeight& linear, const LinearWeight& gradients) {
+    return !gradients.dense.empty() || !gradients.bias.empty() || !linear.adapters.empty();
   }
   bool WantsAttention() const {
-    const BlockWeights& g = gradients_;
-    return Wants(g.q) || Wants(g.k) || Wants(g.v) || Wants(g.o) || !g.input_norm.empty() ||
-           !g.q_norm.empty() || !g.k_norm.empty();
+    const BlockWeights &g = gradients_, &w = weights_;
+    return Wants(w.q, g.q) || Wants(w.k, g.k) || Wants(w.v, g.v) || Wants(w.o, g.o) ||
+           !g.input_norm.empty() || !g.q_norm.empty() || !g.k_norm.empty();
   }
 
   absl::StatusOr<Tensor> Gradient(const Shape& shape) {
@@ -154,16 +171,36 @@ class Backward {
     return copy;
   }
 
-  // Parameters of a linear with input x.
-  absl::Status Parameters(const Tensor& d_y, const Tensor& x, LinearWeight* gradients) {
+  // What a linear leaves behind for the gradient of its output: gradients of its parameters and of
+  // its adapters', and, unless d_x is null, that of its input (on top of what is there if `add`).
+  absl::Status Through(const LinearWeight& linear, const LinearTape& tape, const Tensor& d_y,
+                       LinearWeight* gradients, bool add, Tensor* d_x) {
     if (!gradients->dense.empty()) {
-      QM_RETURN_IF_ERROR(ops_.WeightGradient(d_y, x, &gradients->dense));
+      QM_RETURN_IF_ERROR(ops_.WeightGradient(d_y, tape.weight_in, &gradients->dense));
     }
-    if (gradients->bias.empty()) return absl::OkStatus();
-    return ops_.BiasGradient(d_y, &gradients->bias);
+    if (!gradients->bias.empty()) QM_RETURN_IF_ERROR(ops_.BiasGradient(d_y, &gradients->bias));
+    if (linear.adapters.empty()) {
+      return d_x == nullptr ? absl::OkStatus() : ThroughWeight(linear, d_y, add, d_x);
+    }
+    QM_ASSIGN_OR_RETURN(Tensor d_in, Gradient(tape.weight_in.shape()));
+    QM_RETURN_IF_ERROR(ThroughWeight(linear, d_y, false, &d_in));
+    for (size_t i = 0; i < linear.adapters.size(); ++i) {
+      const LinearTape::Step& step = tape.steps[linear.adapters.size() - 1 - i];
+      LinearAdapter& adapter = *linear.adapters[i];
+      if (adapter.kind() == LinearAdapter::Kind::kDelta) {
+        QM_RETURN_IF_ERROR(adapter.Backward(step.in, step.saved, d_y, &d_in));
+        continue;
+      }
+      QM_ASSIGN_OR_RETURN(Tensor d_outer, Gradient(d_in.shape()));
+      QM_RETURN_IF_ERROR(backend_.Zero(&d_outer));
+      QM_RETURN_IF_ERROR(adapter.Backward(step.in, step.saved, d_in, &d_outer));
+      d_in = std::move(d_outer);
+    }
+    if (d_x == nullptr) return absl::OkStatus();
+    return add ? ops_.Add(d_in, d_x) : backend_.Copy(d_in, d_x);
   }
 
-  absl::Status Input(const Tensor& d_y, const LinearWeight& linear, bool add, Tensor* d_x) {
+  absl::Status ThroughWeight(const LinearWeight& linear, const Tensor& d_y, bool add, Tensor* d_x) {
     QM_ASSIGN_OR_RETURN(const Tensor weight, DenseWeight(backend_, linear));
     return ops_.InputGradient(d_y, weight, add, d_x);
   }
@@ -171,18 +208,24 @@ class Backward {
   // The gradient of mlp_in; empty unless wanted.
   absl::StatusOr<Tensor> BackwardThroughMlp(const Tensor& d_output, bool wanted) {
     BlockWeights& g = gradients_;
-    QM_RETURN_IF_ERROR(Parameters(d_output, tape_.gated, &g.down));
-    if (!wanted && !Wants(g.gate) && !Wants(g.up)) return Tensor();
+    const BlockWeights& w = weights_;
+    const auto& tape = tape_.linears;
+    const bool inner = wanted || Wants(w.gate, g.gate) || Wants(w.up, g.up);
+    if (!inner) {
+      QM_RETURN_IF_ERROR(Through(w.down, tape.down, d_output, &g.down, false, nullptr));
+      return Tensor();
+    }
     QM_ASSIGN_OR_RETURN(Tensor d_gate, Gradient(tape_.gate.shape()));
     QM_ASSIGN_OR_RETURN(Tensor d_up, Gradient(tape_.up.shape()));
-    QM_RETURN_IF_ERROR(Input(d_output, weights_.down, false, &d_up));
+    QM_RETURN_IF_ERROR(Through(w.down, tape.down, d_output, &g.down, false, &d_up));
     QM_RETURN_IF_ERROR(ops_.SiluMultiply(tape_.gate, tape_.up, d_up, &d_gate, &d_up));
-    QM_RETURN_IF_ERROR(Parameters(d_gate, tape_.mlp_in, &g.gate));
-    QM_RETURN_IF_ERROR(Parameters(d_up, tape_.mlp_in, &g.up));
-    if (!wanted) return Tensor();
-    QM_ASSIGN_OR_RETURN(Tensor d_x, Gradient(tape_.mlp_in.shape()));
-    QM_RETURN_IF_ERROR(Input(d_gate, weights_.gate, false, &d_x));
-    QM_RETURN_IF_ERROR(Input(d_up, weights_.up, true, &d_x));
+    Tensor d_x;
+    if (wanted) {
+      QM_ASSIGN_OR_RETURN(d_x, Gradient(tape_.mlp_in.shape()));
+    }
+    Tensor* d_input = wanted ? &d_x : nullptr;
+    QM_RETURN_IF_ERROR(Through(w.gate, tape.gate, d_gate, &g.gate, false, d_input));
+    QM_RETURN_IF_ERROR(Through(w.up, tape.up, d_up, &g.up, true, d_input));
     return d_x;
   }
 
@@ -196,25 +239,26 @@ class Backward {
   // The gradient of attention_in; empty unless wanted.
   absl::StatusOr<Tensor> BackwardThroughAttention(const Tensor& d_middle, bool wanted) {
     BlockWeights& g = gradients_;
-    QM_RETURN_IF_ERROR(Parameters(d_middle, tape_.mixed, &g.o));
+    const BlockWeights& w = weights_;
+    const auto& tape = tape_.linears;
     QM_ASSIGN_OR_RETURN(Tensor d_mixed, Gradient(tape_.mixed.shape()));
-    QM_RETURN_IF_ERROR(Input(d_middle, weights_.o, false, &d_mixed));
+    QM_RETURN_IF_ERROR(Through(w.o, tape.o, d_middle, &g.o, false, &d_mixed));
     QM_ASSIGN_OR_RETURN(Tensor d_q, Gradient(tape_.q.shape()));
     QM_ASSIGN_OR_RETURN(Tensor d_k, Gradient(tape_.k.shape()));
     QM_ASSIGN_OR_RETURN(Tensor d_v, Gradient(tape_.v.shape()));
     const AttentionShape shape = BlockAttention(*block_.config, block_.index, block_.batch,
                                                 tape_.q.dim(0) / block_.batch, 0);
     QM_RETURN_IF_ERROR(ops_.Attention(shape, tape_.q, tape_.k, tape_.v, d_mixed, &d_q, &d_k, &d_v));
-    QM_RETURN_IF_ERROR(Unplace(tape_.q_raw, weights_.q_norm, &g.q_norm, &d_q));
-    QM_RETURN_IF_ERROR(Unplace(tape_.k_raw, weights_.k_norm, &g.k_norm, &d_k));
-    QM_RETURN_IF_ERROR(Parameters(d_q, tape_.attention_in, &g.q));
-    QM_RETURN_IF_ERROR(Parameters(d_k, tape_.attention_in, &g.k));
-    QM_RETURN_IF_ERROR(Parameters(d_v, tape_.attention_in, &g.v));
-    if (!wanted) return Tensor();
-    QM_ASSIGN_OR_RETURN(Tensor d_x, Gradient(tape_.attention_in.shape()));
-    QM_RETURN_IF_ERROR(Input(d_q, weights_.q, false, &d_x));
-    QM_RETURN_IF_ERROR(Input(d_k, weights_.k, true, &d_x));
-    QM_RETURN_IF_ERROR(Input(d_v, weights_.v, true, &d_x));
+    QM_RETURN_IF_ERROR(Unplace(tape_.q_raw, w.q_norm, &g.q_norm, &d_q));
+    QM_RETURN_IF_ERROR(Unplace(tape_.k_raw, w.k_norm, &g.k_norm, &d_k));
+    Tensor d_x;
+    if (wanted) {
+      QM_ASSIGN_OR_RETURN(d_x, Gradient(tape_.attention_in.shape()));
+    }
+    Tensor* d_input = wanted ? &d_x : nullptr;
+    QM_RETURN_IF_ERROR(Through(w.q, tape.q, d_q, &g.q, false, d_input));
+    QM_RETURN_IF_ERROR(Through(w.k, tape.k, d_k, &g.k, true, d_input));
+    QM_RETURN_IF_ERROR(Through(w.v, tape.v, d_v, &g.v, true, d_input));
     return d_x;
   }
 

@@ -6,6 +6,7 @@
 #define QUANTMILL_CORE_TRAIN_BLOCK_GRADIENTS_H_
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -28,6 +29,15 @@ struct TrainedBlock {
   int64_t batch = 1;  // sequences of equal length, from position 0
 };
 
+// What the adapters of a linear keep, and what reaches the weight through them.
+struct LinearTape {
+  struct Step {
+    Tensor in, saved;  // of an adapter
+  };
+  std::vector<Step> steps;  // one per adapter, the outermost first
+  Tensor weight_in;
+};
+
 // Activations of one run: [batch * length, features] in the activation dtype, on the device.
 struct BlockTape {
   Tensor input;         // hidden states before the block
@@ -39,9 +49,12 @@ struct BlockTape {
   Tensor mlp_in;        // normalised: input of gate and up
   Tensor gate, up;      // their outputs
   Tensor gated;         // input of down
+  struct {
+    LinearTape q, k, v, o, gate, up, down;
+  } linears;
 };
 
-// Bytes of a tape of `rows` rows.
+// Bytes of a tape of `rows` rows, without what adapters keep.
 int64_t TapeBytes(const ModelConfig& config, int64_t rows, DType activation);
 
 // The block's output on `input` [batch * length, hidden], the same bytes as RunBlock's.

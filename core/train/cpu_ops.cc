@@ -320,6 +320,22 @@ class CpuTrainingOps final : public TrainingOps {
     return absl::OkStatus();
   }
 
+  absl::Status DoDifference(const Tensor& y, const Tensor& target, Tensor* d_y) override {
+    threads().ParallelFor(y.elements(), kElementGrain, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        d_y->as<float>()[i] = y.as<const float>()[i] - target.as<const float>()[i];
+      }
+    });
+    return absl::OkStatus();
+  }
+
+  absl::Status DoScale(float scale, Tensor* x) override {
+    threads().ParallelFor(x->elements(), kElementGrain, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) x->as<float>()[i] *= scale;
+    });
+    return absl::OkStatus();
+  }
+
   absl::StatusOr<double> DoSumOfSquares(absl::Span<const Tensor> tensors) override {
     double total = 0;
     for (const Tensor& x : tensors) total += SquaresOf(x);

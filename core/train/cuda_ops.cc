@@ -196,6 +196,19 @@ class CudaTrainingOps final : public TrainingOps {
     return absl::OkStatus();
   }
 
+  absl::Status DoDifference(const Tensor& y, const Tensor& target, Tensor* d_y) override {
+    QM_RETURN_IF_ERROR(Enter());
+    QM_CUDA_RETURN(cuda::LaunchDifference(y.data(), target.data(), y.dtype(), y.elements(),
+                                          d_y->as<float>(), stream()));
+    return absl::OkStatus();
+  }
+
+  absl::Status DoScale(float scale, Tensor* x) override {
+    QM_RETURN_IF_ERROR(Enter());
+    QM_CUDA_RETURN(cuda::LaunchScaleF32(scale, x->elements(), x->as<float>(), stream()));
+    return absl::OkStatus();
+  }
+
   absl::Status DoTokenLosses(const Tensor& targets, const Tensor& teacher, const TokenLoss& weights,
                              float scale, Tensor* logits, Tensor* losses) override {
     QM_RETURN_IF_ERROR(Enter());

@@ -82,6 +82,11 @@ class Pass {
     BlockRun run;
     run.batch = sequences_;
     for (int64_t block = 0; block < blocks(); ++block) {
+      if (!batch_.checkpoint) {
+        QM_ASSIGN_OR_RETURN(
+            hidden, RunBlockOnTape(backend_, BlockAt(block), hidden, &tapes_.emplace_back()));
+        continue;
+      }
       QM_ASSIGN_OR_RETURN(Tensor input, CopyOf(hidden));
       inputs_.push_back(std::move(input));
       QM_RETURN_IF_ERROR(RunBlock(backend_, config(), model_.blocks[static_cast<size_t>(block)],
@@ -144,16 +149,34 @@ class Pass {
     return loss_;
   }
 
+  TrainedBlock BlockAt(int64_t index) const {
+    return {model_.config, index, &model_.blocks[static_cast<size_t>(index)], &model_.rope,
+            sequences_};
+  }
+
+  absl::StatusOr<BlockTape> TakeTape(int64_t index) {
+    BlockTape tape;
+    if (batch_.checkpoint) {
+      QM_RETURN_IF_ERROR(RunBlockOnTape(backend_, BlockAt(index), inputs_.back(), &tape).status());
+      inputs_.pop_back();
+    } else {
+      tape = std::move(tapes_.back());
+      tapes_.pop_back();
+    }
+    return tape;
+  }
+
   absl::Status BackwardThroughBlocks(Tensor* d_hidden) {
     for (int64_t index = blocks() - 1; index >= 0; --index) {
-      const TrainedBlock block = {model_.config, index, &model_.blocks[static_cast<size_t>(index)],
-                                  &model_.rope, sequences_};
-      BlockTape tape;
-      QM_RETURN_IF_ERROR(RunBlockOnTape(backend_, block, inputs_.back(), &tape).status());
-      inputs_.pop_back();
-      QM_ASSIGN_OR_RETURN(Tensor d_input, backend_.Allocate(DType::kF32, d_hidden->shape()));
-      QM_RETURN_IF_ERROR(BackwardThroughBlock(
-          ops_, block, tape, *d_hidden, &gradients_.blocks[static_cast<size_t>(index)], &d_input));
+      QM_ASSIGN_OR_RETURN(const BlockTape tape, TakeTape(index));
+      const bool wanted = index > 0 || !gradients_.embedding.empty();
+      Tensor d_input;
+      if (wanted) {
+        QM_ASSIGN_OR_RETURN(d_input, backend_.Allocate(DType::kF32, d_hidden->shape()));
+      }
+      QM_RETURN_IF_ERROR(BackwardThroughBlock(ops_, BlockAt(index), tape, *d_hidden,
+                                              &gradients_.blocks[static_cast<size_t>(index)],
+                                              wanted ? &d_input : nullptr));
       *d_hidden = std::move(d_input);
     }
     return absl::OkStatus();
@@ -167,8 +190,10 @@ class Pass {
   const float scale_;
   ModelGradients& gradients_;
   const int64_t sequences_, rows_;
-  Tensor losses_;               // F32 [rows, 2] on the device
-  std::vector<Tensor> inputs_;  // of blocks that are still to be gone back through
+  Tensor losses_;  // F32 [rows, 2] on the device
+  // Of blocks that are still to be gone back through: one of the two.
+  std::vector<Tensor> inputs_;
+  std::vector<BlockTape> tapes_;
   BatchLoss loss_;
 };
 

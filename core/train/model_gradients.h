@@ -1,6 +1,5 @@
-// Gradients of a whole decoder under a language-model loss, a distillation loss, or both, with
-// activation checkpointing: the forward pass keeps the input of every block, the backward pass runs
-// each block again. Logits exist for a few rows at a time only.
+// Gradients of a whole decoder under a language-model loss, a distillation loss, or both. Logits
+// exist for a few rows at a time only.
 #ifndef QUANTMILL_CORE_TRAIN_MODEL_GRADIENTS_H_
 #define QUANTMILL_CORE_TRAIN_MODEL_GRADIENTS_H_
 
@@ -50,6 +49,9 @@ struct TrainingBatch {
   // For the distillation loss: the teacher's logits of rows [begin, end) of the batch (any model
   // float, on the device). May be null when there is none.
   std::function<absl::StatusOr<Tensor>(int64_t begin, int64_t end)> teacher;
+  // Keep the inputs of blocks alone and run every block again on the way back; else keep the tapes
+  // of all blocks, which is faster and takes their memory (TapeBytes).
+  bool checkpoint = true;
 };
 
 // Means over the counted positions.

@@ -40,7 +40,9 @@ absl::StatusOr<TrainingData> TrainingData::Read(const Tokenizer& tokenizer, cons
   data.length_ = options.length;
   data.seed_ = options.seed;
   for (const std::string& document : documents) {
-    QM_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, tokenizer.Encode(document, false));
+    const bool joined = options.eos < 0 && &document != &documents.back();
+    QM_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                        tokenizer.Encode(joined ? document + options.text.join : document, false));
     size_t masked = 0;
     if (const size_t bytes = options.mask_prompts ? PromptBytes(document) : 0; bytes > 0) {
       QM_ASSIGN_OR_RETURN(const std::vector<int32_t> prompt,

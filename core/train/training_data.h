@@ -21,9 +21,10 @@ struct TrainingDataOptions {
   TextOptions text;
 };
 
-// The documents of a file (core/text/documents.h says which kinds), one behind the other, cut into
-// windows of equal length; what remains at the end is left out. Windows come in an order that
-// depends on the seed and the epoch alone.
+// The documents of a file (core/text/documents.h says which kinds), one behind the other (without
+// an end-of-text token with TextOptions::join between them), cut into windows of equal length; what
+// remains at the end is left out. Windows come in an order that depends on the seed and the epoch
+// alone.
 class TrainingData {
  public:
   // INVALID_ARGUMENT when the text does not fill one window; other errors as ReadDocuments.

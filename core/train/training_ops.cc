@@ -173,6 +173,19 @@ absl::Status TrainingOps::Add(const Tensor& x, Tensor* target) {
   return x.elements() == 0 ? absl::OkStatus() : DoAdd(x, target);
 }
 
+absl::StatusOr<double> TrainingOps::SquaredError(const Tensor& y, const Tensor& target, float scale,
+                                                 Tensor* d_y) {
+  constexpr char kOp[] = "squared error";
+  QM_RETURN_IF_ERROR(Expect(kOp, "y", y, backend_.activation_dtype(), y.shape()));
+  QM_RETURN_IF_ERROR(Expect(kOp, "target", target, backend_.activation_dtype(), y.shape()));
+  QM_RETURN_IF_ERROR(ExpectGradient(kOp, "d_y", d_y, y.shape()));
+  if (y.elements() == 0) return 0.0;
+  QM_RETURN_IF_ERROR(DoDifference(y, target, d_y));
+  QM_ASSIGN_OR_RETURN(const double sum, DoSumOfSquares({d_y, 1}));
+  QM_RETURN_IF_ERROR(DoScale(scale, d_y));
+  return sum;
+}
+
 absl::Status TrainingOps::TokenLosses(const Tensor& targets, const Tensor& teacher,
                                       const TokenLoss& weights, float scale, Tensor* logits,
                                       Tensor* losses) {

@@ -92,6 +92,10 @@ class TrainingOps {
                             Tensor* d_up);
   // target += x, both F32.
   absl::Status Add(const Tensor& x, Tensor* target);
+  // Of scale sum((y - target)^2) / 2 with respect to y: d_y = scale (y - target). Returns
+  // sum((y - target)^2), and waits for it. y, target: activation dtype, equal shapes.
+  absl::StatusOr<double> SquaredError(const Tensor& y, const Tensor& target, float scale,
+                                      Tensor* d_y);
 
   // ---- whole models ----
   // Row i of logits F32 [rows, vocab] becomes `scale` times the gradient of its loss with respect
@@ -121,6 +125,9 @@ class TrainingOps {
   virtual absl::Status DoSiluMultiply(const Tensor& gate, const Tensor& up, const Tensor& d_y,
                                       Tensor* d_gate, Tensor* d_up) = 0;
   virtual absl::Status DoAdd(const Tensor& x, Tensor* target) = 0;
+  // The sum is taken from d_y, before it is scaled.
+  virtual absl::Status DoDifference(const Tensor& y, const Tensor& target, Tensor* d_y) = 0;
+  virtual absl::Status DoScale(float scale, Tensor* x) = 0;
   virtual absl::Status DoTokenLosses(const Tensor& targets, const Tensor& teacher,
                                      const TokenLoss& weights, float scale, Tensor* logits,
                                      Tensor* losses) = 0;

@@ -135,10 +135,9 @@ class Checker {
     planned.tables = use->tables;
     planned.packs = use->Packs();
     planned.requantize = stage.requantize;
-    planned.train = stage.train;
     planned.location = stage.location;
     planned.on_error = stage.on_error;
-    CheckTraining(stage, *use);
+    ReadTraining(stage, *use, &planned);
     ResolveFallback(stage, &planned);
     planned.slots = SelectSlots(stage);
     ResolveSlotOptions(stage, *use->method, &planned);
@@ -146,10 +145,44 @@ class Checker {
     plan_.stages.push_back(std::move(planned));
   }
 
-  void CheckTraining(const Stage& stage, const MethodUse& use) {
-    if (stage.train.is_null() || use.Runs(QM_EXT_REPARAMETRIZE)) return;
-    errors_.Add(stage.location, absl::StrCat("stage '", stage.name, "' has 'train', but method '",
-                                             stage.use, "' does not train; remove it"));
+  void ReadTraining(const Stage& stage, const MethodUse& use, PlannedStage* planned) {
+    if (!use.Trains()) {
+      if (!stage.train.is_null()) {
+        errors_.Add(stage.location,
+                    absl::StrCat("stage '", stage.name, "' has 'train', but method '", stage.use,
+                                 "' does not train; remove it"));
+      }
+      CheckTrainingIsLast(stage);
+      return;
+    }
+    std::vector<std::string> errors;
+    planned->train = ReadTrainOptions(stage.train, &errors);
+    for (const std::string& error : errors) {
+      errors_.Add(stage.location, absl::StrCat("stage '", stage.name, "': ", error));
+    }
+    const int64_t limit = plan_.config.max_positions;
+    if (limit > 0 && planned->train->sequence_length > limit) {
+      errors_.Add(stage.location,
+                  absl::StrCat("stage '", stage.name, "': 'train.sequence_length' is ",
+                               planned->train->sequence_length, "; the model takes at most ", limit,
+                               " tokens; use ", limit, " or fewer"));
+    }
+    if (plan_.config.experts > 0) {
+      errors_.Add(stage.location,
+                  absl::StrCat("stage '", stage.name,
+                               "' cannot train this model: mixtures of experts have no gradients "
+                               "yet; use a model with dense MLPs"));
+    }
+  }
+
+  // Training works on the model as a whole, behind everything that works block by block.
+  void CheckTrainingIsLast(const Stage& stage) {
+    for (const PlannedStage& earlier : plan_.stages) {
+      if (!earlier.train) continue;
+      errors_.Add(stage.location, absl::StrCat("stage '", stage.name, "' comes after stage '",
+                                               earlier.name, "', which trains; put it first"));
+      return;
+    }
   }
 
   void ResolveFallback(const Stage& stage, PlannedStage* planned) {
@@ -249,7 +282,8 @@ class Checker {
   void Advance(const Stage& stage, PlannedStage* planned) {
     const bool transforms = std::find(planned->tables.begin(), planned->tables.end(),
                                       QM_EXT_BLOCK_TRANSFORM) != planned->tables.end();
-    const bool wants_dense = planned->packs || transforms;
+    // Training may start from what an earlier stage packed.
+    const bool wants_dense = (planned->packs && !planned->train) || transforms;
     std::map<int, std::vector<int>> conflicts;  // earlier stage -> slots
     for (const int slot : planned->slots) {
       int& packed_by = plan_.packed_by[slot];

@@ -22,18 +22,29 @@ SourceLocation LocationOf(const Pipeline& pipeline, const std::string& key) {
   return it == pipeline.locations.end() ? SourceLocation{pipeline.file, 0, 0} : it->second;
 }
 
-void CheckText(const Pipeline& pipeline, const std::string& key, const std::string& path,
+void CheckText(const SourceLocation& location, const std::string& key, const std::string& path,
                ErrorList* errors) {
   std::error_code error;
   if (fs::is_directory(path, error)) {
-    errors->Add(LocationOf(pipeline, key),
-                absl::StrCat("'", key, "' is a directory: ", path, "; name a text file"));
+    errors->Add(location, absl::StrCat("'", key, "' is a directory: ", path, "; name a text file"));
   } else if (!fs::exists(path, error)) {
-    errors->Add(LocationOf(pipeline, key),
-                absl::StrCat("'", key, "' does not exist: ", path,
-                             "; paths are relative to the pipeline file"));
+    errors->Add(location, absl::StrCat("'", key, "' does not exist: ", path,
+                                       "; paths are relative to the pipeline file"));
   } else if (access(path.c_str(), R_OK) != 0) {
-    errors->Add(LocationOf(pipeline, key), absl::StrCat("'", key, "' cannot be read: ", path));
+    errors->Add(location, absl::StrCat("'", key, "' cannot be read: ", path));
+  }
+}
+
+void CheckText(const Pipeline& pipeline, const std::string& key, const std::string& path,
+               ErrorList* errors) {
+  CheckText(LocationOf(pipeline, key), key, path, errors);
+}
+
+void CheckTrainingText(const Stage& stage, ErrorList* errors) {
+  if (!stage.train.is_object() || !stage.train.contains("data")) return;
+  const auto& data = stage.train["data"];
+  if (data.is_string()) {
+    CheckText(stage.location, "train.data", data.get<std::string>(), errors);
   }
 }
 
@@ -117,6 +128,7 @@ absl::Status CheckFiles(const Pipeline& pipeline, bool resume) {
     CheckText(pipeline, "calibration.text", pipeline.calibration->text, &errors);
   }
   if (pipeline.evaluate) CheckText(pipeline, "evaluate.text", pipeline.evaluate->text, &errors);
+  for (const Stage& stage : pipeline.stages) CheckTrainingText(stage, &errors);
   CheckOutput(pipeline, resume, &errors);
   CheckWritable(pipeline, "run.work_dir", pipeline.work_dir, &errors);
   return errors.ToStatus();

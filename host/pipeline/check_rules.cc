@@ -206,7 +206,7 @@ void CheckActOrder(const PipelinePlan& plan, ErrorList* errors) {
 void CheckExportTarget(const PipelinePlan& plan, const Catalog& catalog, ErrorList* errors) {
   const std::string& target = plan.pipeline.export_format;
   const SourceLocation location = LocationOf(plan, "export.format");
-  std::set<std::string> writable = {"quantmill", "dense"};
+  std::set<std::string> writable = {"quantmill", "dense", "peft"};
   for (const PluginInfo& plugin : catalog.plugins) {
     if (!plugin.rejected.empty()) continue;
     for (const MethodInfo& method : plugin.methods) {
@@ -233,7 +233,14 @@ void CheckExportTarget(const PipelinePlan& plan, const Catalog& catalog, ErrorLi
   }
   const bool packs = std::any_of(plan.packed_by.begin(), plan.packed_by.end(),
                                  [](int stage) { return stage >= 0; });
-  if (!packs && target != "dense" && target != "peft") {
+  const bool trains =
+      std::any_of(plan.stages.begin(), plan.stages.end(),
+                  [](const PlannedStage& stage) { return stage.train.has_value(); });
+  if (target == "peft" && !trains) {
+    errors->Add(location,
+                "no stage trains an adapter, so there is nothing to store as peft; add "
+                "a training stage or use another format");
+  } else if (!packs && target != "dense" && target != "peft") {
     errors->Add(location,
                 absl::StrCat("no stage quantizes a layer, so there is nothing to store as ", target,
                              "; add a quantizing stage or use format: dense"));
@@ -262,7 +269,7 @@ absl::Status CheckExportFormats(const PipelinePlan& plan,
                                 const std::vector<SlotEstimate>& estimates,
                                 const Catalog& catalog) {
   const std::string& target = plan.pipeline.export_format;
-  if (target == "quantmill" || target == "dense") return absl::OkStatus();
+  if (target == "quantmill" || target == "dense" || target == "peft") return absl::OkStatus();
   ErrorList errors;
   std::map<std::pair<int, std::string>, std::vector<int>> bad;  // (stage, format) -> slots
   for (const SlotEstimate& estimate : estimates) {

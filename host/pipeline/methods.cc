@@ -58,7 +58,12 @@ bool MethodUse::Runs(std::string_view table) const {
   return std::find(tables.begin(), tables.end(), table) != tables.end();
 }
 
-bool MethodUse::Packs() const { return Runs(QM_EXT_QUANTIZE_LINEAR); }
+bool MethodUse::Packs() const {
+  return Runs(QM_EXT_QUANTIZE_LINEAR) ||
+         (Trains() && (method->flags & QM_METHOD_TRAINS_TO_PACKED) != 0);
+}
+
+bool MethodUse::Trains() const { return Runs(QM_EXT_REPARAMETRIZE); }
 
 absl::StatusOr<MethodUse> FindUse(const Catalog& catalog, const std::string& use) {
   const MethodInfo* method = catalog.FindMethod(use);

@@ -16,6 +16,7 @@ struct MethodUse {
   bool Runs(std::string_view table) const;
   // Leaves its slots packed.
   bool Packs() const;
+  bool Trains() const;
 };
 
 // A method runs all tables it has, transforms first. Parts of a method that can be used alone are

@@ -5,11 +5,13 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/model/graph.h"
 #include "host/pipeline/pipeline.h"
+#include "host/pipeline/train_options.h"
 #include "host/worker/call.h"
 
 namespace quantmill {
@@ -26,10 +28,10 @@ struct PlannedStage {
   // Indices into PipelinePlan::slots, ascending, and the options of each.
   std::vector<int> slots;
   std::vector<ResolvedOptions> options;
-  OnError on_error;                  // the stage's, or run.on_error
-  std::string fallback_method;       // on_error: {use: ...}
-  ResolvedOptions fallback_options;  // resolved against that method
-  nlohmann::json train;
+  OnError on_error;                   // the stage's, or run.on_error
+  std::string fallback_method;        // on_error: {use: ...}
+  ResolvedOptions fallback_options;   // resolved against that method
+  std::optional<TrainOptions> train;  // of a method that trains
   SourceLocation location;
 };
 

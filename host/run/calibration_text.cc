@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/eval/resident_model.h"
@@ -90,6 +91,29 @@ absl::StatusOr<Tensor> EvaluationWindows(const Pipeline& pipeline) {
                                ? TextOptions{pipeline.calibration->key, pipeline.calibration->join}
                                : TextOptions{};
   return FileWindows(pipeline, pipeline.evaluate->text, text, options);
+}
+
+absl::StatusOr<TrainingText> ReadTrainingText(const PipelinePlan& plan, const PlannedStage& stage,
+                                              ThreadPool& threads) {
+  const TrainOptions& train = *stage.train;
+  QM_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::FromDirectory(plan.pipeline.model_path));
+  TrainingDataOptions options;
+  options.length = train.sequence_length;
+  options.seed = SlotSeed(plan.pipeline.seed, stage.name, "training text");
+  options.text.key = train.key;
+  if (absl::EndsWith(train.data, ".json") && !plan.config.eos_ids.empty()) {
+    options.eos = static_cast<int32_t>(plan.config.eos_ids[0]);
+  }
+  absl::StatusOr<TrainingData> data = TrainingData::Read(*tokenizer, train.data, options);
+  if (!data.ok()) {
+    return WithContext(data.status(),
+                       absl::StrCat(stage.location.ToString(), ": stage '", stage.name, "'"));
+  }
+  const TrainingData::Windows all = data->Batch(0, data->windows());
+  Fingerprint fingerprint;
+  fingerprint.Add(all.ids, threads);
+  fingerprint.Add(all.targets, threads);
+  return TrainingText{std::make_shared<const TrainingData>(*std::move(data)), fingerprint.Hex()};
 }
 
 }  // namespace quantmill

@@ -2,12 +2,16 @@
 #ifndef QUANTMILL_HOST_RUN_CALIBRATION_TEXT_H_
 #define QUANTMILL_HOST_RUN_CALIBRATION_TEXT_H_
 
+#include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "core/model/weights.h"
 #include "core/tensor/backend.h"
+#include "core/threads/thread_pool.h"
+#include "core/train/training_data.h"
 #include "host/pipeline/pipeline.h"
+#include "host/pipeline/plan.h"
 #include "host/supervisor/process.h"
 
 namespace quantmill {
@@ -20,6 +24,16 @@ absl::StatusOr<Tensor> CalibrationWindows(const Pipeline& pipeline, WeightSource
 
 // Consecutive windows from the start of the evaluation text: all of them if windows is 0.
 absl::StatusOr<Tensor> EvaluationWindows(const Pipeline& pipeline);
+
+// Text to train on, and a digest of what is read in which order.
+struct TrainingText {
+  std::shared_ptr<const TrainingData> data;
+  std::string digest;
+};
+// Of a training stage. Alpaca records end in the model's end-of-text token, and their prompts are
+// no targets.
+absl::StatusOr<TrainingText> ReadTrainingText(const PipelinePlan& plan, const PlannedStage& stage,
+                                              ThreadPool& threads);
 
 }  // namespace quantmill
 

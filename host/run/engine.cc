@@ -6,6 +6,9 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/clock.h"
 #include "core/base/status.h"
+#include "core/io/files.h"
+#include "host/run/train/adapted_source.h"
+#include "host/run/train/train_units.h"
 #include "host/run/unit_source.h"
 
 namespace quantmill {
@@ -15,6 +18,11 @@ constexpr char kUnknownDigest[] = "?";
 
 SlotWorkInputs ForSlots(const EngineInputs& in) {
   return {in.plan, in.stages, in.backend, in.runner, in.formats, in.journal, in.work_dir, in.sink};
+}
+
+// The saved state of a training that is not finished.
+std::string StateFile(const std::string& work_dir, const std::string& key) {
+  return absl::StrCat(work_dir, "/training/", key, ".safetensors");
 }
 
 // Slots of a stage by input group, in the order of execution.
@@ -50,7 +58,7 @@ void Engine::Progress(const std::string& stage, const std::string& unit, int64_t
 
 std::vector<size_t> Engine::SlotsIn(const PreparedStage& stage, int64_t block) const {
   std::vector<size_t> indices;
-  if (stage.tunes && !stage.parts.contains(block)) return indices;
+  if (stage.trains || (stage.tunes && !stage.parts.contains(block))) return indices;
   for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
     const int64_t slot_block = in_.plan->slots[static_cast<size_t>(stage.stage->slots[i])].block;
     if ((slot_block < 0 ? in_.plan->config.layers : slot_block) == block) indices.push_back(i);
@@ -125,7 +133,74 @@ absl::Status Engine::Run() {
     current_block_ = block;
     QM_RETURN_IF_ERROR(RunBlock(block));
   }
-  return RunHead();
+  QM_RETURN_IF_ERROR(RunHead());
+  for (const PreparedStage& stage : in_.stages->stages) {
+    if (stage.trains) QM_RETURN_IF_ERROR(RunTraining(stage));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Engine::RunTraining(const PreparedStage& stage) {
+  const TrainingText& text = in_.texts.at(stage.stage->name);
+  const std::string key =
+      TrainingKey(*in_.plan, *in_.stages, stage, in_.backend->activation_dtype(),
+                  {in_.digests->Total(), text.digest, &units_});
+  const std::vector<int64_t> blocks = TrainedBlocks(*in_.plan, stage);
+  const bool finished = std::all_of(blocks.begin(), blocks.end(), [&](int64_t block) {
+    return Usable(TrainedUnitKey(key, block));
+  });
+  if (!finished) {
+    QM_ASSIGN_OR_RETURN(std::vector<Unit> units, ComputeTraining(stage, key));
+    for (Unit& unit : units) {
+      in_.sink(
+          {{"type", "begin"}, {"key", unit.key}, {"stage", unit.stage}, {"block", unit.block}});
+      QM_RETURN_IF_ERROR(store_.Save(&unit, in_.backend->threads()));
+      in_.sink({{"type", "end"}, {"key", unit.key}, {"digest", unit.digest}});
+      Remember(std::move(unit));
+    }
+    return RemoveFile(StateFile(in_.work_dir, key));
+  }
+  for (const int64_t block : blocks) {
+    const std::string unit_key = TrainedUnitKey(key, block);
+    QM_ASSIGN_OR_RETURN(Unit unit, store_.Load(unit_key, in_.journal->finished.at(unit_key),
+                                               in_.backend->threads()));
+    ++reused_;
+    Remember(std::move(unit));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<Unit>> Engine::ComputeTraining(const PreparedStage& stage,
+                                                          const std::string& key) {
+  QM_RETURN_IF_ERROR(RefuseCrashedTraining(*in_.journal, key));
+  const PackedLookup packed = [this](const std::string& slot) { return Packed(slot); };
+  const PackedLookup nothing =
+      [](const std::string&) -> absl::StatusOr<std::shared_ptr<const PackedWeight>> {
+    return std::shared_ptr<const PackedWeight>();
+  };
+  const EditLookup edits = [this](int64_t block) { return Edits(block); };
+  UnitSource dense(*in_.source, nothing, edits, *in_.formats);
+  UnitSource packed_model(*in_.source, packed, edits, *in_.formats);
+  AdaptedSource current(packed_model, LoadedAdapters());
+  TrainingInputs inputs;
+  inputs.plan = in_.plan;
+  inputs.stages = in_.stages;
+  inputs.stage = &stage;
+  inputs.original = in_.source;
+  inputs.dense = &dense;
+  inputs.current = &current;
+  inputs.packed = packed;
+  inputs.backend = in_.backend;
+  inputs.calls = in_.training;
+  inputs.formats = in_.formats;
+  inputs.data = in_.texts.at(stage.stage->name).data.get();
+  inputs.key = key;
+  inputs.state_file = StateFile(in_.work_dir, key);
+  inputs.loss_file = absl::StrCat(in_.work_dir, "/training/", stage.stage->name, ".jsonl");
+  inputs.sink = in_.sink;
+  absl::StatusOr<TrainingResult> result = quantmill::RunTraining(inputs);
+  if (!result.ok()) return WithContext(result.status(), "stage " + stage.stage->name);
+  return TrainedUnits(*in_.plan, stage, key, *std::move(result));
 }
 
 absl::Status Engine::RunBlock(int64_t block) {
@@ -235,11 +310,14 @@ void Engine::Remember(Unit unit) {
   const Place place = {unit.key, unit.digest, unit.block};
   if (!unit.edits.empty()) transforms_[unit.block].push_back(place);
   for (const std::string& tensor : unit.changed) edited_[tensor] = unit.block;
+  for (const auto& [slot, params] : unit.adapters) adapters_[slot].push_back(place);
   for (const SlotRecord& record : unit.slots) {
-    const bool same = record.transformed || (record.tuned && !record.packed);
+    const bool same = record.transformed || (record.tuned && !record.packed) ||
+                      (record.trained && !record.packed && !record.folded);
     if (!same) exported_[record.slot] = place;
   }
   unit.packed.clear();
+  unit.adapters.clear();
   unit.edits.clear();
   units_.push_back(std::move(unit));
 }
@@ -392,6 +470,41 @@ absl::StatusOr<std::vector<BlockEdit>> Engine::Edits(int64_t block) {
     edits.insert(edits.end(), unit.edits.begin(), unit.edits.end());
   }
   return edits;
+}
+
+absl::StatusOr<std::vector<Engine::Adapter>> Engine::Adapters(const std::string& slot) {
+  std::vector<Adapter> adapters;
+  const auto found = adapters_.find(slot);
+  if (found == adapters_.end()) return adapters;
+  for (const Place& place : found->second) {
+    QM_ASSIGN_OR_RETURN(const Unit unit,
+                        store_.Load(place.key, place.digest, in_.backend->threads()));
+    const auto stage = std::find_if(
+        in_.stages->stages.begin(), in_.stages->stages.end(),
+        [&](const PreparedStage& s) { return s.trains && s.stage->name == unit.stage; });
+    size_t index = 0;
+    while (in_.plan->slots[static_cast<size_t>(stage->stage->slots[index])].name != slot) ++index;
+    adapters.push_back({&*stage, index, unit.adapters.at(slot)});
+  }
+  return adapters;
+}
+
+AdapterLookup Engine::LoadedAdapters() {
+  return [this](const LinearSlot& slot,
+                Backend& backend) -> absl::StatusOr<std::vector<std::shared_ptr<LinearAdapter>>> {
+    std::vector<std::shared_ptr<LinearAdapter>> loaded;
+    QM_ASSIGN_OR_RETURN(const std::vector<Adapter> adapters, Adapters(slot.name));
+    for (const Adapter& adapter : adapters) {
+      std::vector<NamedTensor> params = adapter.params;
+      for (NamedTensor& param : params) {
+        QM_ASSIGN_OR_RETURN(param.tensor, backend.ToDevice(param.tensor));
+      }
+      loaded.push_back(std::make_shared<PluginAdapter>(
+          *in_.training, adapter.stage->SubjectOf(*in_.plan, *in_.stages, adapter.index),
+          *adapter.stage->AnyPlan(adapter.index), std::move(params)));
+    }
+    return loaded;
+  };
 }
 
 int64_t Engine::EditedIn(const std::string& tensor) const {

@@ -16,6 +16,8 @@
 // A tuning's unit holds the packed weights it changed, which are exported in the place of those of
 // the unit before, and its edits of norms and biases.
 //
+// A training works on the model as a whole, behind all of that, and leaves one unit per block.
+//
 // Finished units are loaded instead of computed; activations are recomputed from them, up to the
 // last block whose statistics are still wanted. Without statistics no activation is ever computed
 // and memory stays at about a block.
@@ -35,9 +37,13 @@
 #include "core/calib/calibration.h"
 #include "core/model/dense_source.h"
 #include "host/run/block_state.h"
+#include "host/run/calibration_text.h"
 #include "host/run/method_runner.h"
 #include "host/run/slot_work.h"
 #include "host/run/stage_set.h"
+#include "host/run/train/adapted_source.h"
+#include "host/run/train/plugin_adapter.h"
+#include "host/run/train/reparam_calls.h"
 #include "host/run/transform_work.h"
 #include "host/run/tune_work.h"
 #include "host/run/unit_keys.h"
@@ -55,6 +61,7 @@ struct EngineInputs {
   MethodRunner* runner = nullptr;
   TransformRunner* transforms = nullptr;
   TuneRunner* tuning = nullptr;
+  ReparamCalls* training = nullptr;
   PluginFormats* formats = nullptr;
   ModelDigests* digests = nullptr;
   const JournalState* journal = nullptr;
@@ -62,6 +69,7 @@ struct EngineInputs {
   EventSink sink;
   Tensor windows;  // I32 [windows, length] on the host; empty without statistics
   std::string calibration_digest;
+  std::map<std::string, TrainingText> texts;  // by training stage
 };
 
 class Engine {
@@ -80,6 +88,16 @@ class Engine {
   absl::StatusOr<std::vector<BlockEdit>> Edits(int64_t block);
   // The decoder layer in which a tensor was edited, or -1.
   int64_t EditedIn(const std::string& tensor) const;
+  // The adapters of a slot, in the order of their stages.
+  struct Adapter {
+    const PreparedStage* stage = nullptr;
+    size_t index = 0;                 // of the slot in the stage
+    std::vector<NamedTensor> params;  // F32 on the host
+  };
+  absl::StatusOr<std::vector<Adapter>> Adapters(const std::string& slot);
+  bool HasAdapters() const { return !adapters_.empty(); }
+  // The same, ready to run; valid as long as this object.
+  AdapterLookup LoadedAdapters();
   // Units that were loaded instead of computed.
   int64_t reused_units() const { return reused_; }
 
@@ -90,6 +108,9 @@ class Engine {
   absl::Status StartCalibration();
   absl::Status RunBlock(int64_t block);
   absl::Status RunHead();
+  absl::Status RunTraining(const PreparedStage& stage);
+  absl::StatusOr<std::vector<Unit>> ComputeTraining(const PreparedStage& stage,
+                                                    const std::string& key);
   absl::Status RunStage(const PreparedStage& stage, const std::vector<size_t>& slots,
                         BlockState* state);
   absl::StatusOr<Unit> ComputeUnit(const PreparedStage& stage, const std::vector<size_t>& slots,
@@ -130,9 +151,10 @@ class Engine {
     std::string key, digest;  // of the unit
     int64_t block = 0;
   };
-  std::map<std::string, Place> exported_;             // by slot
-  std::map<int64_t, std::vector<Place>> transforms_;  // units with edits, by block
-  std::map<std::string, int64_t> edited_;             // tensor -> block
+  std::map<std::string, Place> exported_;               // by slot
+  std::map<int64_t, std::vector<Place>> transforms_;    // units with edits, by block
+  std::map<std::string, int64_t> edited_;               // tensor -> block
+  std::map<std::string, std::vector<Place>> adapters_;  // by slot
   // Units of open_block_ that Packed() looked into, by key: stages may alternate from slot to slot.
   std::map<std::string, Unit> open_units_;
   int64_t open_block_ = -1;

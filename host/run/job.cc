@@ -107,6 +107,7 @@ class Job {
     transforms_ = std::make_unique<TransformRunner>(*backend_, words_.get(), sink_,
                                                     plan_.pipeline.model_path + "/config.json");
     tuning_ = std::make_unique<TuneRunner>(*backend_, words_.get(), sink_);
+    training_ = std::make_unique<ReparamCalls>(*backend_, words_.get(), sink_);
     absl::Status status = PlanMethods();
     return status.ok() ? status : RefusedError(status);
   }
@@ -139,7 +140,7 @@ class Job {
 
   absl::Status PlanMethods() {
     QM_ASSIGN_OR_RETURN(stages_, PrepareStages(plan_, catalog_, methods_, source_->checkpoint(),
-                                               *runner_, *transforms_, *tuning_));
+                                               *runner_, *transforms_, *tuning_, *training_));
     QM_ASSIGN_OR_RETURN(report_, EstimateRun(plan_, stages_, source_->checkpoint(), *backend_));
     QM_RETURN_IF_ERROR(CheckCalibration(plan_, report_.slots));
     QM_RETURN_IF_ERROR(CheckExportFormats(plan_, report_.slots, catalog_));
@@ -166,6 +167,7 @@ class Job {
                                       pipeline.evaluate ? evaluation_.dim(0) : 0, *backend_,
                                       &report_));
     }
+    if (request_.mode != JobRequest::Mode::kPlan) QM_RETURN_IF_ERROR(ReadTexts());
     if (!stages_.NeedsStatistics()) return absl::OkStatus();
     // Drawing text from the model is work, not a check.
     if (request_.mode == JobRequest::Mode::kPlan && pipeline.calibration->text == "self") {
@@ -182,6 +184,16 @@ class Job {
     return absl::OkStatus();
   }
 
+  absl::Status ReadTexts() {
+    for (const PreparedStage& stage : stages_.stages) {
+      if (!stage.trains) continue;
+      absl::StatusOr<TrainingText> text = ReadTrainingText(plan_, *stage.stage, host_->threads());
+      if (!text.ok()) return RefusedError(text.status());
+      texts_[stage.stage->name] = *std::move(text);
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status Quantize() {
     digests_ = std::make_unique<ModelDigests>(source_->checkpoint(), plan_.config.layers,
                                               host_->threads());
@@ -193,6 +205,8 @@ class Job {
     inputs.runner = runner_.get();
     inputs.transforms = transforms_.get();
     inputs.tuning = tuning_.get();
+    inputs.training = training_.get();
+    inputs.texts = texts_;
     inputs.formats = formats_.get();
     inputs.digests = digests_.get();
     inputs.journal = &request_.journal;
@@ -278,7 +292,8 @@ class Job {
   }
 
   absl::StatusOr<nlohmann::ordered_json> EvaluateOutput() {
-    UnitSource model = InMemory();
+    UnitSource packed = InMemory();
+    AdaptedSource model(packed, engine_->LoadedAdapters());
     EvalOptions options;
     options.progress = [this](std::string_view stage, int64_t done, int64_t total) {
       const bool scoring = stage == "score";  // the last part: its end is the end of all
@@ -305,6 +320,8 @@ class Job {
   std::unique_ptr<MethodRunner> runner_;
   std::unique_ptr<TransformRunner> transforms_;
   std::unique_ptr<TuneRunner> tuning_;
+  std::unique_ptr<ReparamCalls> training_;
+  std::map<std::string, TrainingText> texts_;  // by training stage
   StageSet stages_;
   PlanReport report_;
   std::vector<std::string> warnings_;

@@ -96,7 +96,7 @@ nlohmann::ordered_json BuildProvenance(const PipelinePlan& plan, const Engine& e
   for (const Unit& unit : engine.units()) {
     for (const SlotRecord& r : unit.slots) {
       nlohmann::ordered_json entry = {{"stage", unit.stage}};
-      if (r.packed || ((r.transformed || r.tuned) && r.error.empty())) {
+      if (r.packed || ((r.transformed || r.tuned || r.trained) && r.error.empty())) {
         entry["method"] = r.method;
         entry["version"] = r.version;
         entry["plugin_sha256"] = r.plugin_sha256;
@@ -108,12 +108,15 @@ nlohmann::ordered_json BuildProvenance(const PipelinePlan& plan, const Engine& e
         if (r.tuned) {
           entry["tuned"] = {{"loss_before", r.loss_before}, {"loss_after", r.loss_after}};
         }
+        if (r.trained) {
+          entry["trained"] = {{"loss_first", r.loss_before}, {"loss_last", r.loss_after}};
+        }
       }
       if (r.packed) {
         entry["format"] = r.format_id;
         entry["weight_nmse"] = r.weight_nmse;
         if (r.output_nmse >= 0) entry["output_nmse"] = r.output_nmse;
-      } else if (!r.transformed && !r.tuned) {
+      } else if (!r.transformed && !r.tuned && !r.trained) {
         entry["kept_dense"] = 1;
       }
       if (!r.error.empty()) entry["error"] = r.error;

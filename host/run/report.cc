@@ -29,13 +29,20 @@ nlohmann::ordered_json StageSummary(const PipelinePlan& plan, const std::vector<
   nlohmann::ordered_json stages = nlohmann::ordered_json::array();
   for (const PlannedStage& stage : plan.stages) {
     double seconds = 0, weight_nmse = 0, output_nmse = 0;
-    int64_t measured = 0, dense = 0, transformed = 0, tuned = 0, untuned = 0;
+    double loss_before = 0, loss_after = 0;
+    int64_t measured = 0, dense = 0, transformed = 0, tuned = 0, untuned = 0, trained = 0;
     std::map<std::string, const SlotRecord*> packed;  // a tuned slot's after tuning
     for (const Unit& unit : units) {
       if (unit.stage != stage.name) continue;
       seconds += unit.seconds;
       for (const SlotRecord& r : unit.slots) {
         if (r.packed) packed[r.slot] = &r;
+        if (r.trained) {
+          ++trained;
+          loss_before = r.loss_before;
+          loss_after = r.loss_after;
+          continue;
+        }
         if (r.tuned) {
           ++(r.error.empty() ? tuned : untuned);
           continue;
@@ -53,13 +60,19 @@ nlohmann::ordered_json StageSummary(const PipelinePlan& plan, const std::vector<
     const int64_t slots = static_cast<int64_t>(packed.size());
     nlohmann::ordered_json entry = {{"name", stage.name},
                                     {"method", stage.method},
-                                    {"slots", stage.packs ? slots : transformed},
+                                    {"slots", trained > 0   ? trained
+                                              : stage.packs ? slots
+                                                            : transformed},
                                     {"seconds", seconds}};
     if (slots > 0) entry["weight_nmse"] = weight_nmse / static_cast<double>(slots);
     if (measured > 0) entry["output_nmse"] = output_nmse / static_cast<double>(measured);
     if (dense > 0) entry["kept_dense"] = dense;
     if (tuned > 0) entry["tuned"] = tuned;
     if (untuned > 0) entry["tuning_dropped"] = untuned;
+    if (trained > 0) {
+      entry["loss_first"] = loss_before;
+      entry["loss_last"] = loss_after;
+    }
     stages.push_back(std::move(entry));
   }
   return stages;
@@ -147,6 +160,12 @@ std::string FormatRunResult(const nlohmann::ordered_json& result) {
                   Fixed(result.at("bits_per_weight").get<double>(), 3), " bits per weight, ",
                   Fixed(size / 1e6, 1), " MB (", Fixed(original / 1e6, 1), " MB before), ",
                   Fixed(result.at("seconds").get<double>(), 1), " s\n");
+  for (const auto& stage : result.at("stages")) {
+    if (!stage.contains("loss_last")) continue;
+    absl::StrAppend(&text, "stage ", stage.at("name").get<std::string>(), ": training loss ",
+                    Number(stage, "loss_first", "%.4g"), " at first, ",
+                    Number(stage, "loss_last", "%.4g"), " at last\n");
+  }
   if (const auto it = result.find("evaluation"); it != result.end()) {
     absl::StrAppend(&text, "perplexity ", Number(*it, "perplexity", "%.5g"));
     if (it->contains("kl_mean")) {

@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
+#include "host/run/fingerprint.h"
 
 namespace quantmill {
 namespace {
@@ -27,13 +28,14 @@ class Preparer {
  public:
   Preparer(const PipelinePlan& plan, const Catalog& catalog,
            const std::vector<LoadedMethod>& methods, MethodRunner& runner,
-           TransformRunner& transforms, TuneRunner& tuning, StageSet* set)
+           TransformRunner& transforms, TuneRunner& tuning, ReparamCalls& training, StageSet* set)
       : plan_(plan),
         catalog_(catalog),
         methods_(methods),
         runner_(runner),
         transforms_(transforms),
         tuning_(tuning),
+        training_(training),
         set_(*set) {}
 
   absl::Status Add(const PlannedStage& stage, int index) {
@@ -53,10 +55,12 @@ class Preparer {
       } else if (table == QM_EXT_BLOCK_TUNE && stage.packs) {
         QM_RETURN_IF_ERROR(PrepareTuning(&prepared));
         if (prepared.parts.empty()) continue;
+      } else if (table == QM_EXT_REPARAMETRIZE) {
+        QM_RETURN_IF_ERROR(PrepareTraining(&prepared));
       } else {
         return absl::UnimplementedError(ErrorText(
             absl::StrCat(stage.location.ToString(), ": stage '", stage.name, "' needs ", table),
-            "this version runs methods that transform blocks or quantize linears",
+            "this version runs methods that transform blocks, quantize linears or train",
             "use a method such as ptq or gptq"));
       }
       set_.stages.push_back(std::move(prepared));
@@ -191,6 +195,91 @@ class Preparer {
                   "give calibration.text, or switch tuning off in the stage's options"));
   }
 
+  // Asks the method about every slot in both phases.
+  absl::Status PrepareTraining(PreparedStage* prepared) {
+    const PlannedStage& stage = *prepared->stage;
+    QM_ASSIGN_OR_RETURN(prepared->method, Find(stage, stage.method));
+    prepared->trains = true;
+    prepared->method.plans.resize(stage.slots.size());
+    for (size_t i = 0; i < stage.slots.size(); ++i) {
+      const LinearSlot& slot = plan_.slots[static_cast<size_t>(stage.slots[i])];
+      if (slot.block < 0) {
+        return absl::FailedPreconditionError(
+            ErrorText(absl::StrCat(stage.location.ToString(), ": stage '", stage.name,
+                                   "' cannot train ", slot.name),
+                      "only linears inside blocks are trained", "leave it out of its layers"));
+      }
+      prepared->bases.push_back(BaseOf(stage.slots[i]));
+      for (const qm_reparam_phase phase : {QM_PHASE_BLOCK, QM_PHASE_END_TO_END}) {
+        ReparamSubject subject = prepared->SubjectOf(plan_, set_, i);
+        subject.phase = phase;
+        QM_ASSIGN_OR_RETURN(std::optional<ReparamPlan> plan, training_.Plan(subject));
+        // Adapters train on what the whole model should say, not on what a block did.
+        if (plan && phase == QM_PHASE_BLOCK && plan->kind != QM_REPARAM_WEIGHT) plan.reset();
+        (phase == QM_PHASE_BLOCK ? prepared->block_plans : prepared->model_plans)
+            .push_back(std::move(plan));
+      }
+      QM_RETURN_IF_ERROR(CheckPhases(*prepared, i));
+      if (const ReparamPlan* plan = prepared->AnyPlan(i)) {
+        SlotPlan& slot_plan = prepared->method.plans[i];
+        slot_plan.format_id = plan->format_id;
+        slot_plan.format_json = plan->format_json;
+        slot_plan.bits_per_weight = plan->bits_per_weight;
+        slot_plan.scratch_bytes = plan->scratch_bytes;
+      }
+    }
+    if (prepared->HasPhase(QM_PHASE_BLOCK) || prepared->HasPhase(QM_PHASE_END_TO_END)) {
+      return absl::OkStatus();
+    }
+    return absl::FailedPreconditionError(ErrorText(
+        absl::StrCat(stage.location.ToString(), ": stage '", stage.name, "' trains nothing"),
+        "its options leave every layer alone", "name layers in its target option"));
+  }
+
+  // What the slot's last packing before this stage makes of it.
+  std::shared_ptr<const PackedWeight> BaseOf(int slot) const {
+    for (auto earlier = set_.stages.rbegin(); earlier != set_.stages.rend(); ++earlier) {
+      if (earlier->transforms || earlier->tunes || !earlier->stage->packs) continue;
+      const std::vector<int>& slots = earlier->stage->slots;
+      const auto found = std::lower_bound(slots.begin(), slots.end(), slot);
+      if (found == slots.end() || *found != slot) continue;
+      const SlotPlan& plan = earlier->method.plans[static_cast<size_t>(found - slots.begin())];
+      auto base = std::make_shared<PackedWeight>();
+      base->format_id = plan.format_id;
+      base->format_json = plan.format_json.empty() ? "{}" : plan.format_json;
+      base->out_features = plan_.slots[static_cast<size_t>(slot)].out_features;
+      base->in_features = plan_.slots[static_cast<size_t>(slot)].in_features;
+      return base;
+    }
+    return nullptr;
+  }
+
+  // Parameters are the same in both phases, and packed is packed.
+  absl::Status CheckPhases(const PreparedStage& prepared, size_t index) const {
+    const std::optional<ReparamPlan>&block = prepared.block_plans[index],
+          &model = prepared.model_plans[index];
+    const std::string what = absl::StrCat("stage '", prepared.stage->name, "', plugin ",
+                                          prepared.method.loaded.method->id);
+    if (block && model) {
+      bool same = block->kind == model->kind && block->params.size() == model->params.size() &&
+                  block->format_id == model->format_id;
+      for (size_t i = 0; same && i < block->params.size(); ++i) {
+        same = block->params[i].name == model->params[i].name &&
+               block->params[i].shape == model->params[i].shape;
+      }
+      if (!same) {
+        return absl::InternalError(absl::StrCat(what, ": its two phases have other parameters"));
+      }
+    }
+    const ReparamPlan* plan = prepared.AnyPlan(index);
+    if (plan == nullptr) return absl::OkStatus();
+    const bool packs = plan->kind == QM_REPARAM_WEIGHT && !plan->format_id.empty();
+    if (packs == prepared.stage->packs) return absl::OkStatus();
+    return absl::InternalError(absl::StrCat(what, ": its flags say that it ",
+                                            prepared.stage->packs ? "packs" : "does not pack",
+                                            " what it trains, its plan says otherwise"));
+  }
+
   // Of the next stage that packs the slot, this one included; bits 0 if there is none, or its grid
   // is not told by bits.
   qm_next_rounding NextRounding(const PreparedStage& prepared, int slot) const {
@@ -290,6 +379,7 @@ class Preparer {
   MethodRunner& runner_;
   TransformRunner& transforms_;
   TuneRunner& tuning_;
+  ReparamCalls& training_;
   StageSet& set_;
 };
 
@@ -328,6 +418,37 @@ bool StageSet::Transforms() const {
                      [](const PreparedStage& stage) { return stage.transforms; });
 }
 
+bool StageSet::Trains() const {
+  return std::any_of(stages.begin(), stages.end(),
+                     [](const PreparedStage& stage) { return stage.trains; });
+}
+
+const ReparamPlan* PreparedStage::AnyPlan(size_t index) const {
+  if (model_plans[index]) return &*model_plans[index];
+  return block_plans[index] ? &*block_plans[index] : nullptr;
+}
+
+bool PreparedStage::HasPhase(qm_reparam_phase phase) const {
+  const auto& plans = phase == QM_PHASE_BLOCK ? block_plans : model_plans;
+  return std::any_of(plans.begin(), plans.end(),
+                     [](const std::optional<ReparamPlan>& plan) { return plan.has_value(); });
+}
+
+ReparamSubject PreparedStage::SubjectOf(const PipelinePlan& plan, const StageSet& stages,
+                                        size_t index) const {
+  const size_t slot = static_cast<size_t>(stage->slots[index]);
+  ReparamSubject subject;
+  subject.method = &method.loaded;
+  subject.stage = stage->name;
+  subject.slot = &plan.slots[slot];
+  subject.options = &stage->options[index];
+  subject.weight_dtype = stages.weight_dtypes[slot];
+  subject.scale_dtype = stages.scale_dtype;
+  subject.base = bases[index];
+  subject.seed = SlotSeed(plan.pipeline.seed, stage->name, plan.slots[slot].name);
+  return subject;
+}
+
 bool StageSet::UsesQuantizedStream() const {
   for (const PreparedStage& stage : stages) {
     if (stage.uses_quantized_stream) return true;
@@ -354,7 +475,8 @@ DType ScaleDType(std::string_view target, DType model_dtype) {
 absl::StatusOr<StageSet> PrepareStages(const PipelinePlan& plan, const Catalog& catalog,
                                        const std::vector<LoadedMethod>& methods,
                                        const Checkpoint& checkpoint, MethodRunner& runner,
-                                       TransformRunner& transforms, TuneRunner& tuning) {
+                                       TransformRunner& transforms, TuneRunner& tuning,
+                                       ReparamCalls& training) {
   StageSet set;
   for (const LinearSlot& slot : plan.slots) {
     const CheckpointTensor* tensor = checkpoint.Find(slot.name + ".weight");
@@ -364,7 +486,7 @@ absl::StatusOr<StageSet> PrepareStages(const PipelinePlan& plan, const Catalog& 
   const DType model_dtype =
       set.weight_dtypes.empty() ? plan.config.dtype : set.weight_dtypes.front();
   set.scale_dtype = ScaleDType(plan.pipeline.export_format, model_dtype);
-  Preparer preparer(plan, catalog, methods, runner, transforms, tuning, &set);
+  Preparer preparer(plan, catalog, methods, runner, transforms, tuning, training, &set);
   for (size_t s = 0; s < plan.stages.size(); ++s) {
     QM_RETURN_IF_ERROR(preparer.Add(plan.stages[s], static_cast<int>(s)));
   }

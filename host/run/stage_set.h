@@ -13,6 +13,7 @@
 #include "host/plugins/catalog.h"
 #include "host/plugins/registry.h"
 #include "host/run/method_runner.h"
+#include "host/run/train/reparam_calls.h"
 #include "host/run/transform_runner.h"
 #include "host/run/tune_runner.h"
 
@@ -25,13 +26,16 @@ struct BoundMethod {
   std::vector<SlotPlan> plans;  // one per slot of the stage
 };
 
+struct StageSet;
+
 // One ABI table of a stage of the pipeline: a method that transforms, quantizes and tunes gives
 // three.
 struct PreparedStage {
   const PlannedStage* stage = nullptr;
   int index = 0;            // of `stage` in the plan
   bool transforms = false;  // qm.block-transform/1
-  bool tunes = false;       // qm.block-tune/1; neither: qm.quantize-linear/1
+  bool tunes = false;       // qm.block-tune/1
+  bool trains = false;      // qm.reparametrize/1; none of the three: qm.quantize-linear/1
   struct Part {
     TransformBlock block;
     TransformPlan plan;  // of a transform
@@ -45,6 +49,16 @@ struct PreparedStage {
   bool needs_statistics = false;        // or, of a transform, runs the block
   bool uses_quantized_stream = false;
   bool uses_original_stream = false;
+  // Of a training, per slot of the stage: what is trained in each phase; nullopt: nothing.
+  std::vector<std::optional<ReparamPlan>> block_plans, model_plans;
+  // Of a training: what the slots are packed as before it; no tensors. Null: dense.
+  std::vector<std::shared_ptr<const PackedWeight>> bases;
+
+  // The plan of either phase; null: the slot is left alone.
+  const ReparamPlan* AnyPlan(size_t index) const;
+  bool HasPhase(qm_reparam_phase phase) const;
+  // A slot under the stage's method, its base without tensors.
+  ReparamSubject SubjectOf(const PipelinePlan& plan, const StageSet& stages, size_t index) const;
 
   const ResolvedOptions& OptionsOf(size_t index) const { return stage->options[index]; }
   // All requests for the slots with these indices; of a packing stage with the sample for output
@@ -63,6 +77,7 @@ struct StageSet {
   // trials and checks use that.
   bool NeedsStatistics() const;
   bool Transforms() const;
+  bool Trains() const;
   bool UsesQuantizedStream() const;
   bool UsesOriginalStream() const;
 };
@@ -72,11 +87,13 @@ struct StageSet {
 DType ScaleDType(std::string_view target, DType model_dtype);
 
 // `plan` must outlive the result. UNIMPLEMENTED for stages that need another table than
-// qm.block-transform/1, qm.quantize-linear/1 and qm.block-tune/1 behind that.
+// qm.block-transform/1, qm.quantize-linear/1 and qm.block-tune/1 behind that, or
+// qm.reparametrize/1.
 absl::StatusOr<StageSet> PrepareStages(const PipelinePlan& plan, const Catalog& catalog,
                                        const std::vector<LoadedMethod>& methods,
                                        const Checkpoint& checkpoint, MethodRunner& runner,
-                                       TransformRunner& transforms, TuneRunner& tuning);
+                                       TransformRunner& transforms, TuneRunner& tuning,
+                                       ReparamCalls& training);
 
 }  // namespace quantmill
 

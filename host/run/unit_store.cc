@@ -22,6 +22,10 @@ std::string TensorName(const std::string& slot, const std::string& name) {
   return slot + "/" + name;
 }
 
+std::string AdapterTensor(const std::string& slot, const std::string& name) {
+  return absl::StrCat("adapter/", slot, "/", name);
+}
+
 std::string EditTensor(size_t index) { return absl::StrCat("edit/", index); }
 
 std::string DigestOf(const Unit& unit, ThreadPool& threads) {
@@ -33,6 +37,13 @@ std::string DigestOf(const Unit& unit, ThreadPool& threads) {
     fingerprint.Add(it->second->format_id);
     fingerprint.Add(it->second->format_json);
     for (const NamedTensor& t : it->second->tensors) {
+      fingerprint.Add(t.name);
+      fingerprint.Add(t.tensor, threads);
+    }
+  }
+  for (const auto& [slot, params] : unit.adapters) {
+    fingerprint.Add(slot);
+    for (const NamedTensor& t : params) {
       fingerprint.Add(t.name);
       fingerprint.Add(t.tensor, threads);
     }
@@ -64,6 +75,12 @@ SlotRecord RecordFromJson(const nlohmann::json& json) {
     r.tuned = true;
     r.loss_before = json["tuned"].at("loss_before");
     r.loss_after = json["tuned"].at("loss_after");
+  }
+  if (json.contains("trained")) {
+    r.trained = true;
+    r.folded = json["trained"].at("folded").get<int>() != 0;
+    r.loss_before = json["trained"].at("loss_before");
+    r.loss_after = json["trained"].at("loss_after");
   }
   r.method = json.at("method");
   r.version = json.at("version");
@@ -108,6 +125,12 @@ absl::StatusOr<Unit> ParseUnit(const std::string& directory, const nlohmann::jso
   QM_ASSIGN_OR_RETURN(const auto file, SafetensorsFile::Open(directory + kTensorFile));
   for (const nlohmann::json& slot : json.at("slots")) {
     unit.slots.push_back(RecordFromJson(slot));
+    if (slot.contains("adapter")) {
+      for (const std::string name : slot["adapter"]) {
+        QM_ASSIGN_OR_RETURN(Tensor tensor, file->Get(AdapterTensor(unit.slots.back().slot, name)));
+        unit.adapters[unit.slots.back().slot].push_back({name, std::move(tensor)});
+      }
+    }
     if (!unit.slots.back().packed) continue;
     QM_RETURN_IF_ERROR(LoadSlot(*file, unit.slots.back(), slot.at("tensors"), &unit));
   }
@@ -141,6 +164,10 @@ nlohmann::ordered_json ToJson(const SlotRecord& r) {
                                  {"weight_nmse", r.weight_nmse}};
   if (r.transformed) json["edits"] = r.edits;
   if (r.tuned) json["tuned"] = {{"loss_before", r.loss_before}, {"loss_after", r.loss_after}};
+  if (r.trained) {
+    json["trained"] = {
+        {"folded", r.folded ? 1 : 0}, {"loss_before", r.loss_before}, {"loss_after", r.loss_after}};
+  }
   if (r.output_nmse >= 0) json["output_nmse"] = r.output_nmse;
   json["rows"] = r.rows;
   json["seconds"] = r.seconds;
@@ -167,6 +194,14 @@ absl::Status UnitStore::Save(Unit* unit, ThreadPool& threads) const {
             {TensorName(record.slot, t.name), t.tensor.dtype(), t.tensor.shape()});
       }
     }
+    if (const auto it = unit->adapters.find(record.slot); it != unit->adapters.end()) {
+      json["adapter"] = nlohmann::ordered_json::array();
+      for (const NamedTensor& t : it->second) {
+        json["adapter"].push_back(t.name);
+        declarations.push_back(
+            {AdapterTensor(record.slot, t.name), t.tensor.dtype(), t.tensor.shape()});
+      }
+    }
     slots.push_back(std::move(json));
   }
   nlohmann::ordered_json edits = nlohmann::ordered_json::array();
@@ -179,6 +214,11 @@ absl::Status UnitStore::Save(Unit* unit, ThreadPool& threads) const {
   for (const auto& [slot, weight] : unit->packed) {
     for (const NamedTensor& t : weight->tensors) {
       QM_RETURN_IF_ERROR(writer->Write(TensorName(slot, t.name), t.tensor));
+    }
+  }
+  for (const auto& [slot, params] : unit->adapters) {
+    for (const NamedTensor& t : params) {
+      QM_RETURN_IF_ERROR(writer->Write(AdapterTensor(slot, t.name), t.tensor));
     }
   }
   for (size_t i = 0; i < unit->edits.size(); ++i) {

@@ -30,6 +30,10 @@ struct SlotRecord {
   // of the block's output to the dense block's; negative: not measured.
   bool tuned = false;
   double loss_before = -1, loss_after = -1;
+  // By a training; packed: quantized by it; else an adapter around what it was, or, if `folded`,
+  // dense with new values. The losses are means over the first and the last steps.
+  bool trained = false;
+  bool folded = false;
   std::string method;  // that made it; the fallback's after on_error: use
   std::string version;
   std::string plugin_sha256;
@@ -54,11 +58,13 @@ struct Unit {
   int64_t block = 0;  // number of layers for the head
   std::vector<SlotRecord> slots;
   std::map<std::string, std::shared_ptr<const PackedWeight>> packed;  // by slot, on the host
-  // Of a transform or a tuning: what it proposed, to be applied in this order, and the names of the
-  // tensors that changes.
+  // Of a training: adapters' parameters, F32 on the host, by slot.
+  std::map<std::string, std::vector<NamedTensor>> adapters;
+  // Of a transform, a tuning or a training: what it proposed, to be applied in this order, and the
+  // names of the tensors that changes.
   std::vector<BlockEdit> edits;
   std::set<std::string> changed;
-  std::string digest;  // of `packed` and `edits`; set by Save and Load
+  std::string digest;  // of `packed`, `adapters` and `edits`; set by Save and Load
   double seconds = 0;
 };
 

@@ -352,6 +352,7 @@ std::string CurrentLayout() {
   FIELD(qm_block_transform, plan);
   FIELD(qm_block_transform, run);
   ID(QM_EXT_REPARAMETRIZE);
+  CONSTANT(QM_METHOD_TRAINS_TO_PACKED);
   TYPE(qm_reparam_kind);
   CONSTANT(QM_REPARAM_WEIGHT);
   CONSTANT(QM_REPARAM_INPUT);

@@ -95,7 +95,8 @@ static qm_status finalize(qm_call* c, const qm_reparam_info* info, const qm_tens
   return QM_OK;
 }
 
-static const qm_reparametrize kTable = {sizeof kTable, plan, init, forward, vjp, finalize, NULL, NULL};
+static const qm_reparametrize kTable = {sizeof kTable, plan,     init, forward,
+                                        vjp,           finalize, NULL, NULL};
 static const void* ext(const qm_method* m, const char* id) {
   (void)m;
   return strcmp(id, QM_EXT_REPARAMETRIZE) == 0 ? &kTable : NULL;

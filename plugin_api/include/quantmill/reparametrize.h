@@ -12,6 +12,9 @@ extern "C" {
 
 #define QM_EXT_REPARAMETRIZE "qm.reparametrize/1"
 
+/* In qm_method.flags: training with this method leaves packed slots (WEIGHT with a format_id). */
+#define QM_METHOD_TRAINS_TO_PACKED (UINT64_C(1) << 16)
+
 typedef int32_t qm_reparam_kind;
 enum {
   QM_REPARAM_WEIGHT = 1, /* W_eff = f(W, theta): dense base, or one started from a packed slot */
@@ -36,9 +39,11 @@ typedef struct qm_param {     /* FROZEN */
 typedef struct qm_reparam_info { /* GROWABLE */
   uint64_t struct_size;
   const qm_linear_info* linear; /* the linear it stands on or around */
-  const qm_packed* base;        /* NULL when the slot is dense */
-  qm_reparam_phase phase;       /* QM_PHASE_* */
-  int32_t reserved;             /* zero */
+  /* What the slot is packed as; NULL when it is dense.  Its tensors are there (device memory) for
+   * init and finalize; at other times there may be none (tensor_count 0). */
+  const qm_packed* base;
+  qm_reparam_phase phase; /* QM_PHASE_* */
+  int32_t reserved;       /* zero */
 } qm_reparam_info;
 
 typedef struct qm_reparam_plan { /* GROWABLE, filled by the plugin */
@@ -65,9 +70,9 @@ typedef struct qm_reparam_plan { /* GROWABLE, filled by the plugin */
 
 typedef struct qm_reparametrize { /* GROWABLE table */
   uint64_t struct_size;
-  /* From shapes and options alone, once for each phase (of base only its format is set then, and
-   * not its tensors): the parameters are the same in both, their flags and learning rates may
-   * differ.  QM_UNIMPLEMENTED: this linear is left alone, or the method has no such phase.  [call]
+  /* From shapes and options alone, once for each phase: the parameters are the same in both, their
+   * flags and learning rates may differ.  QM_UNIMPLEMENTED: this linear is left alone, or the
+   * method has no such phase.  [call]
    */
   qm_status (*plan)(qm_call*, const qm_reparam_info*, qm_reparam_plan* out) QM_NOEXCEPT;
   /* Fills params.  weight: f32 [out, in], what a dense slot holds and, of WEIGHT, what it held
