@@ -155,7 +155,7 @@ std::optional<Verdict> Reparametrize(Subject& subject, Reparametrized* out) {
 }
 
 std::optional<Verdict> Forward(Subject& subject, const Reparametrized& model, const Tensor& in,
-                               ForwardResult* out) {
+                               ForwardResult* out, bool keep) {
   CheckedCall call(subject, Setup(subject));
   const qm_reparam_info* info = InfoInput(call, model);
   const qm_tensor x = call.Input("the input", in);
@@ -164,8 +164,8 @@ std::optional<Verdict> Forward(Subject& subject, const Reparametrized& model, co
       model.saved_bytes_fixed + model.saved_bytes_per_row * static_cast<uint64_t>(in.dim(0)));
   const qm_tensor saved = call.Output("the saved bytes", DType::kU8, {bytes});
   qm_tensor y = call.Output("the result", DType::kF32, model.OutputShape(in));
-  const qm_status code =
-      Invoke(call, Table(subject)->forward, info, &x, params.data(), params.size(), saved.data, &y);
+  const qm_status code = Invoke(call, Table(subject)->forward, info, &x, params.data(),
+                                params.size(), keep ? saved.data : nullptr, &y);
   if (auto verdict = call.Finish(code)) return verdict;
   if (code != QM_OK) return Failed("QM-P-012", "plan accepted, forward refused: " + call.Outcome());
   absl::StatusOr<Tensor> result = call.Read(y);

@@ -47,8 +47,9 @@ struct ForwardResult {
   Tensor out;
   Tensor saved;  // U8
 };
+// keep false: `saved` is NULL, as where no vjp follows.
 std::optional<Verdict> Forward(Subject& subject, const Reparametrized& model, const Tensor& in,
-                               ForwardResult* out);
+                               ForwardResult* out, bool keep = true);
 
 struct Gradients {
   Tensor d_in;

@@ -46,7 +46,10 @@ static qm_status forward(qm_call* c, const qm_reparam_info* info, const qm_tenso
   extra = 1e-3f * calls++;
 #endif
   for (int64_t r = 0; r < rows; ++r) {
-    kept[r] = x[r * cols];
+#ifdef NEEDS_SAVED
+    if (kept == NULL) return c->fail(c, QM_INTERNAL, "no room for what vjp needs");
+#endif
+    if (kept != NULL) kept[r] = x[r * cols];
     for (int64_t i = 0; i < cols; ++i) y[r * cols + i] = x[r * cols + i] * gain[i] + extra;
   }
 #ifdef SAVES_TOO_MUCH

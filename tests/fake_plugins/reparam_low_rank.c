@@ -36,17 +36,18 @@ static qm_status forward(qm_call* c, const qm_reparam_info* info, const qm_tenso
                          const qm_named_tensor* params, uint64_t n, void* saved, qm_tensor* out) {
   const int64_t rows = in->shape[0], k = info->linear->in_features, m = info->linear->out_features;
   const float *x = in->data, *a = params[0].tensor.data, *b = params[1].tensor.data;
-  float *y = out->data, *middle = saved;
+  float *y = out->data, middle[kRank];
   (void)c, (void)n;
   for (int64_t r = 0; r < rows; ++r) {
     for (int j = 0; j < kRank; ++j) {
       float sum = 0.0f;
       for (int64_t i = 0; i < k; ++i) sum += x[r * k + i] * a[j * k + i];
-      middle[r * kRank + j] = sum;
+      middle[j] = sum;
     }
+    if (saved != NULL) memcpy((float*)saved + r * kRank, middle, sizeof middle);
     for (int64_t o = 0; o < m; ++o) {
       float sum = 0.0f;
-      for (int j = 0; j < kRank; ++j) sum += middle[r * kRank + j] * b[o * kRank + j];
+      for (int j = 0; j < kRank; ++j) sum += middle[j] * b[o * kRank + j];
       y[r * m + o] = sum;
     }
   }

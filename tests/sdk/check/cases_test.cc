@@ -92,6 +92,7 @@ TEST_F(CasesTest, FindWhatIsWrong) {
       {"transform_clips_hard", "transform.loss_does_not_increase", "QM-C-007", "off by"},
       {"reparam_not_identity", "reparam.identity_at_init", "QM-C-008", "NMSE 0.25"},
       {"reparam_impure", "reparam.pure", "QM-C-009", "other bytes"},
+      {"reparam_needs_saved", "reparam.saved_within_bound", "QM-P-012", "no room"},
       {"reparam_saves_too_much", "reparam.saved_within_bound", "QM-P-014", "the saved bytes"},
       {"reparam_overwrites", "reparam.vjp_accumulates", "QM-C-009", "'gain' is overwritten"},
       {"reparam_wrong_vjp", "reparam.vjp_matches_differences", "QM-C-009", "'gain': vjp gives"},
