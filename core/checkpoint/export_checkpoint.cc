@@ -325,6 +325,7 @@ class Exporter {
   absl::Status WriteOtherFiles(const std::string& directory) {
     // A GGUF file holds configuration and tokenizer.
     if (options_.target != kGgufTarget) QM_RETURN_IF_ERROR(WriteModelFiles(directory));
+    if (options_.more_files != nullptr) QM_RETURN_IF_ERROR(options_.more_files(directory));
     if (options_.provenance.is_null()) return absl::OkStatus();
     nlohmann::ordered_json provenance = options_.provenance;
     QM_ASSIGN_OR_RETURN(provenance["files"], FileDigests(directory));

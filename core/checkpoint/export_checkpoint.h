@@ -39,6 +39,8 @@ struct ExportOptions {
                           // same file system as output; an old one is removed first
   nlohmann::ordered_json provenance;  // quantmill_provenance.json, to which "files" with the
                                       // SHA-256 of every other file is added; null = not written
+  // Called when all but the provenance is written, to add files to the directory. May be null.
+  std::function<absl::Status(const std::string& directory)> more_files;
   int64_t shard_bytes = int64_t{5} << 30;
   // Called after each block with the fraction done; true cancels (CANCELLED). May be null.
   std::function<bool(double)> progress;

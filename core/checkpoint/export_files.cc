@@ -130,8 +130,9 @@ absl::StatusOr<int64_t> DirectoryBytes(const std::string& directory) {
 absl::StatusOr<nlohmann::ordered_json> FileDigests(const std::string& directory) {
   std::set<std::string> names;
   std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
-    if (entry.is_regular_file(error)) names.insert(entry.path().filename().string());
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory, error)) {
+    if (!entry.is_regular_file(error)) continue;
+    names.insert(entry.path().lexically_relative(directory).string());
   }
   if (error) return SystemError("list", directory, error.value());
   nlohmann::ordered_json digests = nlohmann::ordered_json::object();

@@ -16,6 +16,8 @@
 #include "host/plugins/registry.h"
 #include "host/run/backend.h"
 #include "host/run/quantize_on_load.h"
+#include "host/run/train/adapted_source.h"
+#include "host/run/train/adapter_files.h"
 
 namespace quantmill {
 
@@ -54,8 +56,36 @@ absl::StatusOr<std::unique_ptr<CheckpointSource>> ModelSession::OpenCheckpoint(
   return OpenModel(directory, formats_.get(), mode);
 }
 
+namespace {
+
+// A model and the adapter around it.
+class AdaptedModel : public AdaptedSource {
+ public:
+  AdaptedModel(std::unique_ptr<WeightSource> base, std::unique_ptr<LoadedAdapter> adapter)
+      : AdaptedSource(*base, adapter->Lookup()),
+        base_(std::move(base)),
+        adapter_(std::move(adapter)) {}
+
+ private:
+  std::unique_ptr<WeightSource> base_;
+  std::unique_ptr<LoadedAdapter> adapter_;
+};
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<WeightSource>> ModelSession::OpenModelArgument(const Arguments& args,
                                                                               PackedMode mode) {
+  QM_ASSIGN_OR_RETURN(std::unique_ptr<WeightSource> base, OpenBase(args, mode));
+  if (!args.Has("adapter")) return base;
+  QM_RETURN_IF_ERROR(LoadFormats());
+  training_ = std::make_unique<ReparamCalls>(*backend_, nullptr, [](const nlohmann::json&) {});
+  QM_ASSIGN_OR_RETURN(auto adapter, LoadedAdapter::Open(args.Text("adapter"), methods_, *training_,
+                                                        base->config()));
+  return std::make_unique<AdaptedModel>(std::move(base), std::move(adapter));
+}
+
+absl::StatusOr<std::unique_ptr<WeightSource>> ModelSession::OpenBase(const Arguments& args,
+                                                                     PackedMode mode) {
   if (args.Has("load")) return OpenQuantizing(args, mode);
   if (args.Has("load-options")) {
     return UsageError("--load-options is of use with --load only", "", "add --load METHOD");
@@ -97,7 +127,8 @@ std::vector<CommandOption> LoadOptions() {
            .doc = "quantize an original MODEL with this method while it is loaded"},
           {.name = "load-options",
            .value = "NAME=VALUE,...",
-           .doc = "options of that method (quantmill describe METHOD)"}};
+           .doc = "options of that method (quantmill describe METHOD)"},
+          {.name = "adapter", .value = "DIR", .doc = "run MODEL with this adapter (PEFT's files)"}};
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& directory,

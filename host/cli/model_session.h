@@ -16,6 +16,7 @@
 #include "host/cli/progress.h"
 #include "host/plugins/catalog.h"
 #include "host/plugins/registry.h"
+#include "host/run/train/reparam_calls.h"
 #include "host/worker/formats.h"
 
 namespace quantmill {
@@ -33,13 +34,15 @@ class ModelSession {
   // Opens a model's directory. Plugins are looked for, and loaded, only when it is quantized.
   absl::StatusOr<std::unique_ptr<CheckpointSource>> OpenCheckpoint(const std::string& directory,
                                                                    PackedMode mode);
-  // Opens the argument MODEL; with --load, its linears are quantized while they are loaded.
+  // Opens the argument MODEL; with --load, its linears are quantized while they are loaded; with
+  // --adapter, an adapter is put around them.
   absl::StatusOr<std::unique_ptr<WeightSource>> OpenModelArgument(const Arguments& args,
                                                                   PackedMode mode);
 
  private:
   ModelSession() = default;
   absl::Status LoadFormats();
+  absl::StatusOr<std::unique_ptr<WeightSource>> OpenBase(const Arguments& args, PackedMode mode);
   absl::StatusOr<std::unique_ptr<WeightSource>> OpenQuantizing(const Arguments& args,
                                                                PackedMode mode);
 
@@ -49,9 +52,10 @@ class ModelSession {
   Catalog catalog_;                        // with formats_
   std::vector<LoadedMethod> methods_;      // likewise
   std::unique_ptr<PluginFormats> formats_;
+  std::unique_ptr<ReparamCalls> training_;  // calls of adapters
 };
 
-// --load METHOD and --load-options NAME=VALUE,...
+// --load METHOD, --load-options NAME=VALUE,... and --adapter DIR
 std::vector<CommandOption> LoadOptions();
 
 // The tokenizer of `directory`, or, when it has none, of `fallback` (may be empty).

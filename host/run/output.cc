@@ -9,10 +9,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
+#include "core/checkpoint/export_files.h"
+#include "core/checkpoint/peft_adapter.h"
 #include "core/io/files.h"
 #include "core/io/json.h"
 #include "core/io/sha256.h"
 #include "host/run/block_state.h"
+#include "host/run/train/adapter_files.h"
 #include "host/run/verify.h"
 #include "quantmill/plugin.h"
 
@@ -81,6 +84,28 @@ class UnitExport : public ExportSource {
   int64_t open_block_ = -1;
 };
 
+// A directory that holds an adapter and its provenance.
+absl::StatusOr<ExportResult> ExportAdapter(const ExportOptions& options,
+                                           const std::vector<StageAdapter>& adapters) {
+  if (adapters.size() != 1) {
+    return absl::FailedPreconditionError(
+        ErrorText(absl::StrCat("peft files hold one adapter, the run trained ", adapters.size()),
+                  "", "export to quantmill, which holds several, or merge some"));
+  }
+  QM_ASSIGN_OR_RETURN(TemporaryDirectory directory,
+                      TemporaryDirectory::Create(options.output + ".tmp"));
+  QM_RETURN_IF_ERROR(WritePeftAdapter(directory.path(), adapters[0].adapter));
+  nlohmann::ordered_json provenance = options.provenance;
+  QM_ASSIGN_OR_RETURN(provenance["files"], FileDigests(directory.path()));
+  QM_RETURN_IF_ERROR(WriteFile(directory.path() + kProvenanceFile, provenance.dump(1) + "\n"));
+  ExportResult result;
+  for (const auto& entry : fs::directory_iterator(directory.path())) {
+    result.size_bytes += static_cast<int64_t>(entry.file_size());
+  }
+  QM_RETURN_IF_ERROR(directory.Publish(options.output));
+  return result;
+}
+
 absl::Status NotOurs(const std::string& path) {
   return absl::FailedPreconditionError(
       ErrorText(absl::StrCat("the output directory ", path, " exists"),
@@ -144,8 +169,8 @@ absl::Status CheckOutput(const Pipeline& pipeline, bool resume) {
 absl::StatusOr<OutputResult> WriteOutput(const PipelinePlan& plan, Engine& engine,
                                          DenseSource& original,
                                          const nlohmann::ordered_json& provenance,
-                                         PluginFormats& formats, Backend& backend,
-                                         const EventSink& sink) {
+                                         PluginFormats& formats, ReparamCalls& training,
+                                         Backend& backend, const EventSink& sink) {
   const Pipeline& pipeline = plan.pipeline;
   const std::string& path = pipeline.export_path;
   const std::string identity = Identity(provenance);
@@ -177,6 +202,11 @@ absl::StatusOr<OutputResult> WriteOutput(const PipelinePlan& plan, Engine& engin
           {"total", plan.config.layers}});
     return false;
   };
+  QM_ASSIGN_OR_RETURN(const std::vector<StageAdapter> adapters,
+                      CollectAdapters(plan, engine, training));
+  options.more_files = [&adapters](const std::string& directory) {
+    return WriteAdaptersBeside(adapters, directory);
+  };
   if (replaces) {
     fs::remove_all(old, error);
     fs::rename(path, old, error);
@@ -187,7 +217,9 @@ absl::StatusOr<OutputResult> WriteOutput(const PipelinePlan& plan, Engine& engin
       WriteFile(MarkPath(pipeline),
                 nlohmann::ordered_json({{"path", path}, {"identity", identity}}).dump(1) + "\n"));
   UnitExport source(plan.config, engine, original, backend);
-  absl::StatusOr<ExportResult> exported = ExportCheckpoint(options, source, &formats, backend);
+  absl::StatusOr<ExportResult> exported =
+      pipeline.export_format == kPeftTarget ? ExportAdapter(options, adapters)
+                                            : ExportCheckpoint(options, source, &formats, backend);
   if (!exported.ok()) {
     // The older output is better than none.
     if (replaces) fs::rename(old, path, error);

@@ -24,8 +24,9 @@ nlohmann::ordered_json BuildProvenance(const PipelinePlan& plan, const Engine& e
 // directory's run wrote it nor could it be its finished result.
 absl::Status CheckOutput(const Pipeline& pipeline, bool resume);
 
-// Exports, or finds that the output is already there with this provenance. An older output of this
-// work directory is replaced. `written` is false if nothing had to be done.
+// Exports, with trained adapters in a folder beside the weights or, as peft, alone; or finds that
+// the output is already there with this provenance. An older output of this work directory is
+// replaced. `written` is false if nothing had to be done.
 struct OutputResult {
   ExportResult exported;
   bool written = true;
@@ -33,8 +34,8 @@ struct OutputResult {
 absl::StatusOr<OutputResult> WriteOutput(const PipelinePlan& plan, Engine& engine,
                                          DenseSource& original,
                                          const nlohmann::ordered_json& provenance,
-                                         PluginFormats& formats, Backend& backend,
-                                         const EventSink& sink);
+                                         PluginFormats& formats, ReparamCalls& training,
+                                         Backend& backend, const EventSink& sink);
 
 }  // namespace quantmill
 
