@@ -175,15 +175,17 @@ class Backward {
   // its adapters', and, unless d_x is null, that of its input (on top of what is there if `add`).
   absl::Status Through(const LinearWeight& linear, const LinearTape& tape, const Tensor& d_y,
                        LinearWeight* gradients, bool add, Tensor* d_x) {
+    // Both products read it: rounded once.
+    QM_ASSIGN_OR_RETURN(const Tensor factor, ops_.AsFactor(d_y));
     if (!gradients->dense.empty()) {
-      QM_RETURN_IF_ERROR(ops_.WeightGradient(d_y, tape.weight_in, &gradients->dense));
+      QM_RETURN_IF_ERROR(ops_.WeightGradient(factor, tape.weight_in, &gradients->dense));
     }
     if (!gradients->bias.empty()) QM_RETURN_IF_ERROR(ops_.BiasGradient(d_y, &gradients->bias));
     if (linear.adapters.empty()) {
-      return d_x == nullptr ? absl::OkStatus() : ThroughWeight(linear, d_y, add, d_x);
+      return d_x == nullptr ? absl::OkStatus() : ThroughWeight(linear, factor, add, d_x);
     }
     QM_ASSIGN_OR_RETURN(Tensor d_in, Gradient(tape.weight_in.shape()));
-    QM_RETURN_IF_ERROR(ThroughWeight(linear, d_y, false, &d_in));
+    QM_RETURN_IF_ERROR(ThroughWeight(linear, factor, false, &d_in));
     for (size_t i = 0; i < linear.adapters.size(); ++i) {
       const LinearTape::Step& step = tape.steps[linear.adapters.size() - 1 - i];
       LinearAdapter& adapter = *linear.adapters[i];

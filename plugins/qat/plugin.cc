@@ -368,7 +368,7 @@ constexpr qm_method kMethod = {
     "Quantization-aware training: weights, scales and zero points trained through the rounding",
     kOptions,
     std::size(kOptions),
-    QM_METHOD_DETERMINISTIC,
+    QM_METHOD_DETERMINISTIC | QM_METHOD_TRAINS_TO_PACKED,
     &Ext};
 constexpr const qm_method* kMethods[] = {&kMethod};
 constexpr qm_plugin kPlugin = {sizeof(qm_plugin), QM_ABI_MAJOR, QM_ABI_MINOR,      0, 1, kMethods,
