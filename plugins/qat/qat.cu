@@ -13,8 +13,11 @@
 // do not allow 16 bytes at a time) and keeps two such loads in flight. Sums: per thread in
 // ascending order, by butterfly in a warp, then over the warps of the block in order; no atomics.
 // Assumed: contiguous matrices, fewer than 2^31 values in a group.
-#include <algorithm>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "qat.h"
@@ -55,17 +58,27 @@ __device__ void Store(const Values<kVector>& v, float* to) {
   }
 }
 
-__device__ uint32_t Bits16(float x, qm::F16) { return qm::ToF16(x).bits; }
-__device__ uint32_t Bits16(float x, qm::BF16) { return qm::ToBF16(x).bits; }
+// One conversion instruction for two; for finite values the bits of qm::ToF16 and qm::ToBF16.
+__device__ uint32_t Pair(float low, float high, qm::F16) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  uint32_t bits;
+  memcpy(&bits, &pair, sizeof bits);
+  return bits;
+}
+__device__ uint32_t Pair(float low, float high, qm::BF16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  uint32_t bits;
+  memcpy(&bits, &pair, sizeof bits);
+  return bits;
+}
 
 template <int kVector, class Half>
 __device__ void Store(const Values<kVector>& v, Half* to) {
   if constexpr (kVector == 4) {
     *reinterpret_cast<uint2*>(to) =
-        make_uint2(Bits16(v.at[0], Half()) | Bits16(v.at[1], Half()) << 16,
-                   Bits16(v.at[2], Half()) | Bits16(v.at[3], Half()) << 16);
+        make_uint2(Pair(v.at[0], v.at[1], Half()), Pair(v.at[2], v.at[3], Half()));
   } else {
-    to->bits = static_cast<uint16_t>(Bits16(v.at[0], Half()));
+    to->bits = static_cast<uint16_t>(Pair(v.at[0], 0.0f, Half()));
   }
 }
 
