@@ -1,0 +1,563 @@
+// Block-diagonal rotations on the GPU; the CPU path is oft_cpu.cc.
+//
+//   R_k = p(Q_k)                     [b, b] per block of b channels, Q_k skew from stored numbers
+//   out[row, k b + c] = sum_j x[row, k b + j] R_k[j, c]
+//   d_x = d_out R^T,  G_k = x_k^T d_out_k,  d_q = the triangle of dL/dQ - (dL/dQ)^T
+//
+// x, out: [rows, in] f32, f16 or bf16; R, G: [in / b, b, b] f32; b from 2 to 128; sums in f32.
+//
+// 1. oft_series_kernel1, oft_exact_kernel1: a CTA per block builds R in shared memory.
+// 2. oft_rotate_kernel1: a CTA takes 128 rows of one block (of several where b < 32); a thread 8
+//    rows by 4 columns, so that 32 fused multiply-adds need three 16-byte reads of shared memory.
+//
+// 3. oft_gradient_kernel1: partial G over a slice of the rows, a thread 4 by 4 of it. The slices
+//    depend on the shape alone, and are added in their order: no atomics, the same bytes each time.
+// 4. oft_series_gradient_kernel1, oft_exact_gradient_kernel1: from the partial G to d_q.
+//
+// Assumed: contiguous tensors (checked in plugin.cc); 198 KiB of shared memory at b = 128 (sm_80 at
+// b <= 117, sm_90). Nothing waits for the device.
+#include <algorithm>
+
+#include "oftq_cuda.h"
+#include "oftq_math.h"
+#include "quantmill/sdk/cuda.hpp"
+
+namespace quantmill::oftq {
+namespace {
+
+constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+
+// An odd row length: rows and columns of the matrix are both read without bank conflicts.
+__host__ __device__ inline int OddStride(int b) { return b | 1; }
+
+template <class T>
+__device__ inline float Widen(T value) {
+  return qm::ToFloat(value);
+}
+template <>
+__device__ inline float Widen<float>(float value) {
+  return value;
+}
+
+template <class T>
+__device__ inline T Narrow(float value);
+template <>
+__device__ inline float Narrow<float>(float value) {
+  return value;
+}
+template <>
+__device__ inline qm::F16 Narrow<qm::F16>(float value) {
+  return qm::ToF16(value);
+}
+template <>
+__device__ inline qm::BF16 Narrow<qm::BF16>(float value) {
+  return qm::ToBF16(value);
+}
+
+// ---- building R --------------------------------------------------------------------------------
+
+// Q of one block into shared memory, row stride `stride`. All threads; ends with a barrier.
+__device__ void LoadSkew(const float* q, int b, int stride, float* out) {
+  for (int at = threadIdx.x; at < b * b; at += blockDim.x) {
+    const int i = at / b, j = at % b;
+    float value = 0.0f;
+    if (i < j) value = q[TriangleIndex(i, j, b)];
+    if (i > j) value = -q[TriangleIndex(j, i, b)];
+    out[i * stride + j] = value;
+  }
+  __syncthreads();
+}
+
+// A column of a polynomial in U = Q^T and, if kGradient, of the upper right part of the polynomial
+// of [[U, G], [0, U]] (oft_cpu.cc, SeriesGradient), by Horner's rule. A warp holds the column in
+// registers: element 32 h + lane of it in entry h. U[i, k] = Q[k, i] is read along a row of Q.
+template <int kParts, bool kGradient>
+__device__ void SeriesColumn(const float* q, const float* g, int b, int stride, int degree,
+                             int column, float (&sum)[kParts], float (&right)[kParts]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int h = 0; h < kParts; ++h) {
+    sum[h] = h * 32 + lane == column ? Coefficient(degree, degree) : 0.0f;
+    right[h] = 0.0f;
+  }
+  for (int power = degree - 1; power >= 0; --power) {
+    float next[kParts], next_right[kParts];
+#pragma unroll
+    for (int h = 0; h < kParts; ++h) {
+      next[h] = h * 32 + lane == column ? Coefficient(power, degree) : 0.0f;
+      next_right[h] = 0.0f;
+    }
+#pragma unroll
+    for (int from = 0; from < kParts; ++from) {
+      const int count = min(32, b - from * 32);
+      for (int l = 0; l < count; ++l) {
+        const int k = from * 32 + l;
+        const float s = __shfl_sync(kAllLanes, sum[from], l);
+        const float e = kGradient ? __shfl_sync(kAllLanes, right[from], l) : 0.0f;
+#pragma unroll
+        for (int h = 0; h < kParts; ++h) {
+          const int i = h * 32 + lane;
+          if (i >= b) continue;
+          const float u = q[k * stride + i];
+          next[h] += u * s;
+          if (kGradient) next_right[h] += u * e + g[i * stride + k] * s;
+        }
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < kParts; ++h) {
+      sum[h] = next[h];
+      right[h] = next_right[h];
+    }
+  }
+}
+
+// Column j of p(Q^T) is row j of p(Q).
+template <int kParts>
+__global__ void __launch_bounds__(kThreads)
+    oft_series_kernel1(const float* q, int b, int degree, float* r) {
+  extern __shared__ float shared[];
+  const int stride = OddStride(b), lane = threadIdx.x % 32;
+  LoadSkew(q + blockIdx.x * (static_cast<int64_t>(b) * (b - 1) / 2), b, stride, shared);
+  float* out = r + blockIdx.x * static_cast<int64_t>(b) * b;
+  for (int row = threadIdx.x / 32; row < b; row += kWarps) {
+    float sum[kParts], unused[kParts];
+    SeriesColumn<kParts, false>(shared, nullptr, b, stride, degree, row, sum, unused);
+#pragma unroll
+    for (int h = 0; h < kParts; ++h) {
+      if (h * 32 + lane < b) out[row * b + h * 32 + lane] = sum[h];
+    }
+  }
+}
+
+// R = 2 (I + Q)^-1 - I, by Gauss-Jordan in place. No pivoting: see oft_cpu.cc, Invert.
+__global__ void __launch_bounds__(kThreads) oft_exact_kernel1(const float* q, int b, float* r) {
+  extern __shared__ float shared[];
+  const int stride = OddStride(b);
+  float* row = shared + b * stride;  // of the pivot, divided by it
+  float* column = row + b;           // of the pivot
+  LoadSkew(q + blockIdx.x * (static_cast<int64_t>(b) * (b - 1) / 2), b, stride, shared);
+  for (int i = threadIdx.x; i < b; i += blockDim.x) shared[i * stride + i] = 1.0f;
+  __syncthreads();
+  for (int p = 0; p < b; ++p) {
+    const float inverse = 1.0f / shared[p * stride + p];
+    for (int i = threadIdx.x; i < b; i += blockDim.x) {
+      row[i] = i == p ? inverse : shared[p * stride + i] * inverse;
+      column[i] = shared[i * stride + p];
+    }
+    __syncthreads();
+    for (int at = threadIdx.x; at < b * b; at += blockDim.x) {
+      const int i = at / b, j = at % b;
+      float& value = shared[i * stride + j];
+      if (i == p) {
+        value = row[j];
+      } else {
+        value = (j == p ? 0.0f : value) - column[i] * row[j];
+      }
+    }
+    __syncthreads();
+  }
+  float* out = r + blockIdx.x * static_cast<int64_t>(b) * b;
+  for (int at = threadIdx.x; at < b * b; at += blockDim.x) {
+    const int i = at / b, j = at % b;
+    out[at] = 2.0f * shared[i * stride + j] - (i == j ? 1.0f : 0.0f);
+  }
+}
+
+// ---- rotating ----------------------------------------------------------------------------------
+
+constexpr int kTileRows = 128;
+constexpr int kRowsPerThread = 8, kColumnsPerThread = 4;
+constexpr int kTileStride = kTileRows + 4;  // of x transposed: 16-byte reads along rows
+
+__host__ __device__ inline int PaddedBlock(int b) { return (b + 3) / 4 * 4; }
+
+struct RotateArguments {
+  const float* r;
+  const void* in;
+  void* out;
+  int64_t rows, width;
+  int b, blocks, blocks_per_cta;
+};
+
+// r_tile [blocks, b, padded]: R or R^T of each block, zeros behind it.
+template <bool kTransposed>
+__device__ void LoadRotations(const RotateArguments& a, int first, int blocks, float* r_tile) {
+  const int b = a.b, padded = PaddedBlock(b);
+  for (int at = threadIdx.x; at < blocks * b * padded; at += blockDim.x) {
+    const int block = at / (b * padded), k = at / padded % b, c = at % padded;
+    const float* from = a.r + (first + block) * static_cast<int64_t>(b) * b;
+    r_tile[at] = c < b ? from[kTransposed ? c * b + k : k * b + c] : 0.0f;
+  }
+}
+
+// x_tile [columns, kTileStride]: rows behind the last are zero. A warp reads 4 rows by 8 columns,
+// which its writes spread over all banks.
+template <class T>
+__device__ void LoadTile(const RotateArguments& a, int64_t row, int64_t column, int columns,
+                         float* x_tile) {
+  const T* in = static_cast<const T*>(a.in);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int across = (columns + 7) / 8;
+  for (int piece = warp; piece < across * (kTileRows / 4); piece += kWarps) {
+    const int c = piece % across * 8 + lane % 8, r = piece / across * 4 + lane / 8;
+    if (c >= columns) continue;
+    x_tile[c * kTileStride + r] =
+        row + r < a.rows ? Widen(in[(row + r) * a.width + column + c]) : 0.0f;
+  }
+}
+
+template <class T, bool kAccumulate>
+__device__ void StoreRow(const float* sum, int count, T* out) {
+#pragma unroll
+  for (int c = 0; c < kColumnsPerThread; ++c) {
+    if (c >= count) break;
+    out[c] = Narrow<T>(kAccumulate ? Widen(out[c]) + sum[c] : sum[c]);
+  }
+}
+
+template <class T, bool kTransposed, bool kAccumulate>
+__global__ void __launch_bounds__(kThreads) oft_rotate_kernel1(RotateArguments a) {
+  extern __shared__ float4 shared4[];
+  float* shared = reinterpret_cast<float*>(shared4);
+  const int b = a.b, padded = PaddedBlock(b), first = blockIdx.x * a.blocks_per_cta;
+  const int blocks = min(a.blocks_per_cta, a.blocks - first);
+  const int64_t row = blockIdx.y * static_cast<int64_t>(kTileRows);
+  const int64_t column = static_cast<int64_t>(first) * b;
+  float* r_tile = shared;
+  float* x_tile = shared + a.blocks_per_cta * b * padded;
+  LoadRotations<kTransposed>(a, first, blocks, r_tile);
+  LoadTile<T>(a, row, column, blocks * b, x_tile);
+  __syncthreads();
+  const int quads = padded / kColumnsPerThread;
+  const int rows_here = static_cast<int>(min(static_cast<int64_t>(kTileRows), a.rows - row));
+  const int strips = (rows_here + kRowsPerThread - 1) / kRowsPerThread;
+  T* out = static_cast<T*>(a.out);
+  for (int item = threadIdx.x; item < blocks * quads * strips; item += blockDim.x) {
+    const int c = item % quads * kColumnsPerThread, block = item / quads % blocks;
+    const int r = item / (quads * blocks) * kRowsPerThread;
+    float sum[kRowsPerThread][kColumnsPerThread] = {};
+    const float* rotation = r_tile + block * b * padded + c;
+    const float* x = x_tile + block * b * kTileStride + r;
+    for (int k = 0; k < b; ++k) {
+      const float4 low = *reinterpret_cast<const float4*>(x + k * kTileStride);
+      const float4 high = *reinterpret_cast<const float4*>(x + k * kTileStride + 4);
+      const float4 w = *reinterpret_cast<const float4*>(rotation + k * padded);
+      const float xs[kRowsPerThread] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+      const float ws[kColumnsPerThread] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+      for (int i = 0; i < kRowsPerThread; ++i) {
+#pragma unroll
+        for (int j = 0; j < kColumnsPerThread; ++j) sum[i][j] += xs[i] * ws[j];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kRowsPerThread; ++i) {
+      if (r + i >= rows_here) break;
+      StoreRow<T, kAccumulate>(sum[i], b - c,
+                               out + (row + r + i) * a.width + column + block * b + c);
+    }
+  }
+}
+
+// ---- G = x^T d_out -----------------------------------------------------------------------------
+
+constexpr int kGradientRows = 32;  // staged at a time
+constexpr int64_t kSliceRows = 128;
+constexpr int64_t kGradientCtas = 1024;  // enough to fill a GPU
+constexpr int kGradientThreads = 1024;   // at most
+
+// Slices of the rows, by the shape alone.
+int64_t Slices(const Rotation& rotation, int64_t rows) {
+  const int64_t most = (kGradientCtas + rotation.blocks() - 1) / rotation.blocks();
+  return std::clamp<int64_t>((rows + kSliceRows - 1) / kSliceRows, 1, most);
+}
+
+// Threads side by side that take every n-th row, for small blocks.
+__host__ __device__ inline int GradientGroups(int b) {
+  const int tiles = PaddedBlock(b) / 4 * (PaddedBlock(b) / 4);
+  return tiles <= 64 ? 4 : 1;
+}
+
+// partial [slices, blocks, b, b]
+template <class T>
+__global__ void __launch_bounds__(kGradientThreads)
+    oft_gradient_kernel1(const T* x, const float* d_out, int64_t rows, int64_t width, int b,
+                         int64_t rows_per_slice, float* partial) {
+  extern __shared__ float4 shared4[];
+  const int padded = PaddedBlock(b), quads = padded / 4, tiles = quads * quads;
+  float* x_tile = reinterpret_cast<float*>(shared4);  // [kGradientRows, padded]
+  float* d_tile = x_tile + kGradientRows * padded;
+  float* joined = d_tile + kGradientRows * padded;  // [padded, padded], with several groups
+  const int groups = GradientGroups(b);
+  const int group = threadIdx.x / tiles, tile = threadIdx.x % tiles;
+  const int i0 = tile / quads * 4, j0 = tile % quads * 4;
+  const int64_t column = blockIdx.x * static_cast<int64_t>(b);
+  const int64_t begin = blockIdx.y * rows_per_slice, end = min(rows, begin + rows_per_slice);
+  float sum[4][4] = {};
+  for (int64_t row = begin; row < end; row += kGradientRows) {
+    __syncthreads();
+    for (int at = threadIdx.x; at < kGradientRows * padded; at += blockDim.x) {
+      const int r = at / padded, c = at % padded;
+      const bool inside = c < b && row + r < end;
+      const int64_t from = (row + r) * width + column + c;
+      x_tile[at] = inside ? Widen(x[from]) : 0.0f;
+      d_tile[at] = inside ? d_out[from] : 0.0f;
+    }
+    __syncthreads();
+    for (int r = group; r < kGradientRows; r += groups) {
+      const float4 xs = *reinterpret_cast<const float4*>(x_tile + r * padded + i0);
+      const float4 ds = *reinterpret_cast<const float4*>(d_tile + r * padded + j0);
+      const float left[4] = {xs.x, xs.y, xs.z, xs.w}, above[4] = {ds.x, ds.y, ds.z, ds.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sum[i][j] += left[i] * above[j];
+      }
+    }
+  }
+  for (int other = 1; other < groups; ++other) {  // in a fixed order
+    __syncthreads();
+    if (group == other) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) joined[(i0 + i) * padded + j0 + j] = sum[i][j];
+      }
+    }
+    __syncthreads();
+    if (group == 0) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sum[i][j] += joined[(i0 + i) * padded + j0 + j];
+      }
+    }
+  }
+  if (group != 0) return;
+  float* out = partial + (blockIdx.y * static_cast<int64_t>(gridDim.x) + blockIdx.x) * b * b;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (i0 + i < b && j0 + j < b) out[(i0 + i) * b + j0 + j] = sum[i][j];
+    }
+  }
+}
+
+// ---- from G to d_q -----------------------------------------------------------------------------
+
+// G of one block, its slices added in order. All threads; ends with a barrier.
+__device__ void LoadGradient(const float* partial, int slices, int b, int stride, float* g) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * b * b;
+  const float* from = partial + blockIdx.x * static_cast<int64_t>(b) * b;
+  for (int at = threadIdx.x; at < b * b; at += blockDim.x) {
+    float sum = 0.0f;
+    for (int s = 0; s < slices; ++s) sum += from[s * step + at];
+    g[at / b * stride + at % b] = sum;
+  }
+  __syncthreads();
+}
+
+// d: dL/dQ. All threads, after a barrier.
+__device__ void AddTriangle(const float* d, int b, int stride, float* d_q) {
+  float* out = d_q + blockIdx.x * (static_cast<int64_t>(b) * (b - 1) / 2);
+  for (int at = threadIdx.x; at < b * b; at += blockDim.x) {
+    const int i = at / b, j = at % b;
+    if (i < j) out[TriangleIndex(i, j, b)] += d[i * stride + j] - d[j * stride + i];
+  }
+}
+
+template <int kParts>
+__global__ void __launch_bounds__(kThreads)
+    oft_series_gradient_kernel1(const float* q, const float* partial, int slices, int b, int degree,
+                                float* d_q) {
+  extern __shared__ float shared[];
+  const int stride = OddStride(b), lane = threadIdx.x % 32;
+  float* g = shared + b * stride;
+  float* d = g + b * stride;
+  LoadSkew(q + blockIdx.x * (static_cast<int64_t>(b) * (b - 1) / 2), b, stride, shared);
+  LoadGradient(partial, slices, b, stride, g);
+  for (int column = threadIdx.x / 32; column < b; column += kWarps) {
+    float sum[kParts], right[kParts];
+    SeriesColumn<kParts, true>(shared, g, b, stride, degree, column, sum, right);
+#pragma unroll
+    for (int h = 0; h < kParts; ++h) {
+      if (h * 32 + lane < b) d[(h * 32 + lane) * stride + column] = right[h];
+    }
+  }
+  __syncthreads();
+  AddTriangle(d, b, stride, d_q);
+}
+
+// dL/dQ = -1/2 (R + I)^T G (R + I)^T
+__global__ void __launch_bounds__(kThreads)
+    oft_exact_gradient_kernel1(const float* r, const float* partial, int slices, int b,
+                               float* d_q) {
+  extern __shared__ float shared[];
+  const int stride = OddStride(b);
+  float* g = shared + b * stride;
+  float* right = g + b * stride;
+  const float* from = r + blockIdx.x * static_cast<int64_t>(b) * b;
+  for (int at = threadIdx.x; at < b * b; at += blockDim.x) {
+    shared[at / b * stride + at % b] = from[at] + (at / b == at % b ? 1.0f : 0.0f);
+  }
+  LoadGradient(partial, slices, b, stride, g);
+  for (int at = threadIdx.x; at < b * b; at += blockDim.x) {
+    const int i = at / b, j = at % b;
+    float sum = 0.0f;
+    for (int k = 0; k < b; ++k) sum += g[i * stride + k] * shared[j * stride + k];
+    right[i * stride + j] = sum;
+  }
+  __syncthreads();
+  for (int at = threadIdx.x; at < b * b; at += blockDim.x) {
+    const int i = at / b, j = at % b;
+    float sum = 0.0f;
+    for (int k = 0; k < b; ++k) sum += shared[k * stride + i] * right[k * stride + j];
+    g[i * stride + j] = -0.5f * sum;
+  }
+  __syncthreads();
+  AddTriangle(g, b, stride, d_q);
+}
+
+// ---- launches ----------------------------------------------------------------------------------
+
+// More than 48 KiB of shared memory has to be asked for.
+template <class Kernel>
+qm_status AllowShared(qm_call* call, Kernel kernel, size_t bytes) {
+  constexpr size_t kGranted = 48 * 1024;
+  if (bytes <= kGranted) return QM_OK;
+  QM_CUDA(call, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     static_cast<int>(bytes)));
+  return QM_OK;
+}
+
+template <int kParts>
+qm_status LaunchSeries(qm_call* call, const Rotation& rotation, const float* q, float* r) {
+  const int b = static_cast<int>(rotation.block);
+  const size_t bytes = sizeof(float) * b * OddStride(b);
+  QM_TRY(AllowShared(call, oft_series_kernel1<kParts>, bytes));
+  oft_series_kernel1<kParts>
+      <<<static_cast<unsigned>(rotation.blocks()), kThreads, bytes, qm::Stream(call)>>>(
+          q, b, Degree(static_cast<int>(rotation.terms)), r);
+  QM_CUDA(call, cudaGetLastError());
+  return QM_OK;
+}
+
+template <int kParts>
+qm_status LaunchSeriesGradient(qm_call* call, const Rotation& rotation, const float* q,
+                               const float* partial, int slices, float* d_q) {
+  const int b = static_cast<int>(rotation.block);
+  const size_t bytes = sizeof(float) * 3 * b * OddStride(b);
+  QM_TRY(AllowShared(call, oft_series_gradient_kernel1<kParts>, bytes));
+  oft_series_gradient_kernel1<kParts>
+      <<<static_cast<unsigned>(rotation.blocks()), kThreads, bytes, qm::Stream(call)>>>(
+          q, partial, slices, b, Degree(static_cast<int>(rotation.terms)), d_q);
+  QM_CUDA(call, cudaGetLastError());
+  return QM_OK;
+}
+
+template <class T, bool kTransposed, bool kAccumulate>
+qm_status LaunchRotate(qm_call* call, const RotateArguments& a) {
+  const size_t bytes = sizeof(float) * a.blocks_per_cta * a.b * (PaddedBlock(a.b) + kTileStride);
+  QM_TRY(AllowShared(call, oft_rotate_kernel1<T, kTransposed, kAccumulate>, bytes));
+  constexpr int64_t kMostTiles = 65535;  // of grid.y
+  for (int64_t first = 0; first < a.rows; first += kMostTiles * kTileRows) {
+    RotateArguments part = a;
+    part.rows = std::min(a.rows - first, kMostTiles * kTileRows);
+    part.in = static_cast<const T*>(a.in) + first * a.width;
+    part.out = static_cast<T*>(a.out) + first * a.width;
+    const dim3 grid(static_cast<unsigned>((a.blocks + a.blocks_per_cta - 1) / a.blocks_per_cta),
+                    static_cast<unsigned>((part.rows + kTileRows - 1) / kTileRows));
+    oft_rotate_kernel1<T, kTransposed, kAccumulate>
+        <<<grid, kThreads, bytes, qm::Stream(call)>>>(part);
+    QM_CUDA(call, cudaGetLastError());
+  }
+  return QM_OK;
+}
+
+template <class T>
+qm_status LaunchGradient(qm_call* call, const Rotation& rotation, const Rows& in,
+                         const float* d_out, int64_t slices, float* partial) {
+  const int b = static_cast<int>(rotation.block), padded = PaddedBlock(b);
+  const int groups = GradientGroups(b);
+  const size_t bytes = sizeof(float) * padded * (2 * kGradientRows + (groups > 1 ? padded : 0));
+  QM_TRY(AllowShared(call, oft_gradient_kernel1<T>, bytes));
+  const int threads = padded / 4 * (padded / 4) * groups;
+  const dim3 grid(static_cast<unsigned>(rotation.blocks()), static_cast<unsigned>(slices));
+  oft_gradient_kernel1<T><<<grid, threads, bytes, qm::Stream(call)>>>(
+      static_cast<const T*>(in.data), d_out, in.rows, rotation.in_features, b,
+      (in.rows + slices - 1) / slices, partial);
+  QM_CUDA(call, cudaGetLastError());
+  return QM_OK;
+}
+
+}  // namespace
+
+qm_status BuildRotationCuda(qm_call* call, const Rotation& rotation, const float* q, float* r) {
+  const int b = static_cast<int>(rotation.block);
+  if (rotation.terms != 0) {
+    if (b <= 32) return LaunchSeries<1>(call, rotation, q, r);
+    if (b <= 64) return LaunchSeries<2>(call, rotation, q, r);
+    return LaunchSeries<4>(call, rotation, q, r);
+  }
+  const size_t bytes = sizeof(float) * (b * OddStride(b) + 2 * b);
+  QM_TRY(AllowShared(call, oft_exact_kernel1, bytes));
+  oft_exact_kernel1<<<static_cast<unsigned>(rotation.blocks()), kThreads, bytes,
+                      qm::Stream(call)>>>(q, b, r);
+  QM_CUDA(call, cudaGetLastError());
+  return QM_OK;
+}
+
+qm_status RotateCuda(qm_call* call, const Rotation& rotation, const float* r, bool transposed,
+                     const Rows& in, bool accumulate, const Rows& out) {
+  const int b = static_cast<int>(rotation.block), blocks = static_cast<int>(rotation.blocks());
+  const RotateArguments a = {r,
+                             in.data,
+                             out.data,
+                             in.rows,
+                             rotation.in_features,
+                             b,
+                             blocks,
+                             std::clamp(32 / b, 1, blocks)};
+  if (transposed) {
+    return accumulate ? LaunchRotate<float, true, true>(call, a)
+                      : LaunchRotate<float, true, false>(call, a);
+  }
+  if (in.dtype == QM_F16) return LaunchRotate<qm::F16, false, false>(call, a);
+  if (in.dtype == QM_BF16) return LaunchRotate<qm::BF16, false, false>(call, a);
+  return LaunchRotate<float, false, false>(call, a);
+}
+
+int64_t GradientScratchCuda(const Rotation& rotation) {
+  return (kGradientCtas + rotation.blocks()) * rotation.block * rotation.block;
+}
+
+qm_status RotationGradientCuda(qm_call* call, const Rotation& rotation, const float* q,
+                               const float* r, const Rows& in, const float* d_out, float* d_q,
+                               float* scratch) {
+  const int64_t slices = Slices(rotation, in.rows);
+  if (in.dtype == QM_F16) {
+    QM_TRY(LaunchGradient<qm::F16>(call, rotation, in, d_out, slices, scratch));
+  } else if (in.dtype == QM_BF16) {
+    QM_TRY(LaunchGradient<qm::BF16>(call, rotation, in, d_out, slices, scratch));
+  } else {
+    QM_TRY(LaunchGradient<float>(call, rotation, in, d_out, slices, scratch));
+  }
+  const int b = static_cast<int>(rotation.block), count = static_cast<int>(slices);
+  if (rotation.terms != 0) {
+    if (b <= 32) return LaunchSeriesGradient<1>(call, rotation, q, scratch, count, d_q);
+    if (b <= 64) return LaunchSeriesGradient<2>(call, rotation, q, scratch, count, d_q);
+    return LaunchSeriesGradient<4>(call, rotation, q, scratch, count, d_q);
+  }
+  const size_t bytes = sizeof(float) * 3 * b * OddStride(b);
+  QM_TRY(AllowShared(call, oft_exact_gradient_kernel1, bytes));
+  oft_exact_gradient_kernel1<<<static_cast<unsigned>(rotation.blocks()), kThreads, bytes,
+                               qm::Stream(call)>>>(r, scratch, count, b, d_q);
+  QM_CUDA(call, cudaGetLastError());
+  return QM_OK;
+}
+
+}  // namespace quantmill::oftq

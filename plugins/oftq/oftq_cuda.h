@@ -1,0 +1,30 @@
+// The operations of oftq.h as kernels on the stream of the call; oft.cu and lora.cu.
+#ifndef QUANTMILL_PLUGINS_OFTQ_OFTQ_CUDA_H_
+#define QUANTMILL_PLUGINS_OFTQ_OFTQ_CUDA_H_
+
+#include <cstdint>
+
+#include "oftq.h"
+
+namespace quantmill::oftq {
+
+qm_status BuildRotationCuda(qm_call* call, const Rotation& rotation, const float* q, float* r);
+qm_status RotateCuda(qm_call* call, const Rotation& rotation, const float* r, bool transposed,
+                     const Rows& in, bool accumulate, const Rows& out);
+qm_status RotationGradientCuda(qm_call* call, const Rotation& rotation, const float* q,
+                               const float* r, const Rows& in, const float* d_out, float* d_q,
+                               float* scratch);
+int64_t GradientScratchCuda(const Rotation& rotation);
+
+qm_status MultiplyCuda(qm_call* call, const Product& product, float* scratch);
+int64_t ProductScratchCuda();
+
+qm_status FillUniformCuda(qm_call* call, uint64_t seed, float bound, float* values, int64_t count);
+qm_status FillZeroCuda(qm_call* call, float* values, int64_t count);
+// One index of scratch.
+qm_status FindNotFiniteCuda(qm_call* call, const float* values, int64_t count, int64_t* index);
+qm_status CopyCuda(qm_call* call, const float* from, float* to, int64_t count);
+
+}  // namespace quantmill::oftq
+
+#endif  // QUANTMILL_PLUGINS_OFTQ_OFTQ_CUDA_H_
