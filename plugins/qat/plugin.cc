@@ -26,12 +26,12 @@ constexpr qm_option kOptions[] = {
      "Train block by block, all at once, or the one after the other.", QM_OPT_ENUM, 0},
     {"train_weights", "true", nullptr,
      "false: end to end only scales are trained, neither weights nor zero points.", QM_OPT_BOOL, 0},
-    {"scale_lr", "10", "0..1000000",
+    {"scale_lr", "3", "0..1000000",
      "Learning rate of scales, as a multiple of train.lr; a scale is trained as a factor on what "
      "it "
      "was first. 0 = not trained.",
      QM_OPT_F64, 0},
-    {"zero_lr", "10", "0..1000000",
+    {"zero_lr", "3", "0..1000000",
      "Learning rate of zero points, in codes, as a multiple of train.lr. 0 = not trained.",
      QM_OPT_F64, 0},
 };

@@ -329,7 +329,7 @@ TEST(QatPlan, SaysWhatIsTrained) {
     EXPECT_EQ(plan.params[i].shape[1], s.groups());
     EXPECT_EQ((plan.params[i].flags & QM_PARAM_TRAINABLE) != 0, i < 2);
   }
-  EXPECT_EQ(plan.params[0].lr_scale, 10.0);
+  EXPECT_EQ(plan.params[0].lr_scale, 3.0);
   call.Set("symmetric", "true").Set("scale_lr", "0");
   ASSERT_EQ(Plan(call, Linear(s), &plan), QM_OK) << call.error();
   ASSERT_EQ(plan.param_count, 2u);
