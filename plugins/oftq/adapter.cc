@@ -131,6 +131,15 @@ class Config {
   const JsonObject& members_;
 };
 
+// All options, so that none depends on who fills in defaults. Which linears have an adapter, its
+// tensors say.
+std::string OptionTexts(const Options& o) {
+  return qm::StrCat(R"({"alpha":")", NumberText(o.alpha), R"(","block":")", o.block,
+                    R"(","merge":"false","method":")", o.lora ? "lora" : "oft",
+                    R"(","neumann_terms":")", o.neumann_terms, R"(","rank":")", o.rank,
+                    R"(","target":"*"})");
+}
+
 qm_status RefuseForBoth(const Config& config) {
   QM_TRY(config.Refuse("bias", "trained biases"));
   QM_TRY(config.Refuse("fan_in_fan_out", "transposed weights"));
@@ -184,8 +193,10 @@ qm_status ReadOft(const Config& config, std::string* options) {
     qm::Log(config.call(), qm::Severity::kWarning,
             "the adapter was trained with 'coft': its numbers are taken as projected already");
   }
-  *options = qm::StrCat(R"({"block":")", block, R"(","method":"oft","neumann_terms":")",
-                        series ? terms : 0, R"("})");
+  Options found;
+  found.block = block;
+  found.neumann_terms = series ? terms : 0;
+  *options = OptionTexts(found);
   return QM_OK;
 }
 
@@ -232,8 +243,11 @@ qm_status ReadLora(const Config& config, std::string* options) {
                     " in the adapter's configuration; ranks of 1 to ", kMaxRank, " are supported");
   }
   if (root) alpha *= std::sqrt(static_cast<double>(rank));  // alpha / sqrt(r) is the factor
-  *options = qm::StrCat(R"({"alpha":")", NumberText(alpha), R"(","method":"lora","rank":")", rank,
-                        R"("})");
+  Options found;
+  found.lora = true;
+  found.rank = rank;
+  found.alpha = alpha;
+  *options = OptionTexts(found);
   return QM_OK;
 }
 

@@ -32,6 +32,18 @@ std::string To(const Setting& s) {
   return config == nullptr ? "" : config;
 }
 
+// What from_adapter gives: every option of the method.
+std::string OftOptions(int block, int terms) {
+  return R"({"alpha":"16","block":")" + std::to_string(block) +
+         R"(","merge":"false","method":"oft","neumann_terms":")" + std::to_string(terms) +
+         R"(","rank":"8","target":"*"})";
+}
+std::string LoraOptions(const std::string& alpha, int rank) {
+  return R"({"alpha":")" + alpha +
+         R"(","block":"32","merge":"false","method":"lora","neumann_terms":"5","rank":")" +
+         std::to_string(rank) + R"(","target":"*"})";
+}
+
 // Of PeftModel.save_pretrained.
 constexpr char kPeftOft[] = R"({
   "auto_mapping": {"base_model_class": "M", "parent_library": "__main__"},
@@ -112,23 +124,23 @@ std::string Replaced(std::string text, const std::string& from, const std::strin
 TEST(Adapter, ReadsWhatPeftWrote) {
   const Read oft = From(kPeftOft);
   ASSERT_EQ(oft.code, QM_OK) << oft.error;
-  EXPECT_EQ(oft.options, R"({"block":"4","method":"oft","neumann_terms":"5"})");
+  EXPECT_EQ(oft.options, OftOptions(4, 5));
   EXPECT_EQ(oft.log, "");
   const Read lora = From(kPeftLora);
   ASSERT_EQ(lora.code, QM_OK) << lora.error;
-  EXPECT_EQ(lora.options, R"({"alpha":"6","method":"lora","rank":"3"})");
+  EXPECT_EQ(lora.options, LoraOptions("6", 3));
 }
 
 TEST(Adapter, ExactTransform) {
   const Read got =
       From(Replaced(kPeftOft, R"("use_cayley_neumann": true)", R"("use_cayley_neumann": false)"));
-  EXPECT_EQ(got.options, R"({"block":"4","method":"oft","neumann_terms":"0"})");
+  EXPECT_EQ(got.options, OftOptions(4, 0));
 }
 
 TEST(Adapter, DefaultsOfAbsentKeys) {
-  EXPECT_EQ(From(R"({"peft_type":"LORA"})").options, R"({"alpha":"8","method":"lora","rank":"8"})");
+  EXPECT_EQ(From(R"({"peft_type":"LORA"})").options, LoraOptions("8", 8));
   const Read oft = From(R"({"peft_type":"OFT","oft_block_size":32})");
-  EXPECT_EQ(oft.options, R"({"block":"32","method":"oft","neumann_terms":"5"})");
+  EXPECT_EQ(oft.options, OftOptions(32, 5));
   EXPECT_NE(oft.log.find("0.18"), std::string::npos) << oft.log;
 }
 
@@ -136,7 +148,7 @@ TEST(Adapter, RootOfTheRankIsPutIntoAlpha) {  // 6 / sqrt(4) = 12 / 4
   const std::string root =
       Replaced(Replaced(kPeftLora, R"("use_rslora": false)", R"("use_rslora": true)"), R"("r": 3)",
                R"("r": 4)");
-  EXPECT_EQ(From(root).options, R"({"alpha":"12","method":"lora","rank":"4"})");
+  EXPECT_EQ(From(root).options, LoraOptions("12", 4));
 }
 
 TEST(Adapter, WarnsOfWhatMayDiffer) {
@@ -153,14 +165,13 @@ TEST(Adapter, RoundTrip) {
   Setting s;
   s.block = 16;
   s.terms = 7;
-  EXPECT_EQ(From(Replaced(To(s), "{", R"({"peft_version":"0.21.2",)")).options,
-            R"({"block":"16","method":"oft","neumann_terms":"7"})");
+  EXPECT_EQ(From(Replaced(To(s), "{", R"({"peft_version":"0.21.2",)")).options, OftOptions(16, 7));
   s.terms = 0;
-  EXPECT_EQ(From(To(s)).options, R"({"block":"16","method":"oft","neumann_terms":"0"})");
+  EXPECT_EQ(From(To(s)).options, OftOptions(16, 0));
   s.method = "lora";
   s.rank = 5;
   s.alpha = 2.5;
-  EXPECT_EQ(From(To(s)).options, R"({"alpha":"2.5","method":"lora","rank":"5"})");
+  EXPECT_EQ(From(To(s)).options, LoraOptions("2.5", 5));
 }
 
 TEST(Adapter, WritesTheKeysOfPeft) {

@@ -1,0 +1,54 @@
+"""Loads an adapter with PEFT around its base checkpoint and compares logits.
+
+The base is dense or a bitsandbytes checkpoint; quantmill's logits are those of
+`quantmill eval BASE --adapter ADAPTER --tokens ... --logits ...`.
+"""
+
+import json
+import os
+from importlib.metadata import version
+
+import compare
+
+
+def read_config(directory, name):
+    with open(os.path.join(directory, name), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def main():
+    arguments = compare.parse_arguments(
+        __doc__, lambda parser: parser.add_argument("--adapter", required=True, help="directory with adapter_config.json")
+    )
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    method = read_config(arguments.checkpoint, "config.json").get("quantization_config", {}).get("quant_method")
+    if method not in (None, "bitsandbytes"):
+        raise SystemExit(f"error: {arguments.checkpoint} has quant_method {method}; use a dense or bitsandbytes base")
+    where = {"device_map": arguments.device} if method else {}
+    dtype = getattr(torch, arguments.dtype)
+    base = AutoModelForCausalLM.from_pretrained(arguments.checkpoint, dtype=dtype, **where)
+    if not method:
+        base = base.to(arguments.device)
+    base = base.eval()
+    tokens = compare.read_tokens(arguments.tokens)
+    without = compare.run_model(base, tokens, arguments.device)
+    model = PeftModel.from_pretrained(base, arguments.adapter).eval()
+    theirs = compare.run_model(model, tokens, arguments.device)
+    adapter = read_config(arguments.adapter, "adapter_config.json")
+    facts = {
+        "target": "peft",
+        "adapter": adapter["peft_type"],
+        "base": method or "dense",
+        "reader": "transformers, peft",
+        "reader_version": f"{version('transformers')}, {version('peft')}",
+        # An adapter that does nothing would agree without being read.
+        "kl_of_adapter": compare.compare_logits(theirs, without)["kl_mean"],
+    }
+    compare.finish(arguments, facts, theirs)
+
+
+if __name__ == "__main__":
+    main()
