@@ -1,7 +1,8 @@
 """Loads an adapter with PEFT around its base checkpoint and compares logits.
 
 The base is dense or a bitsandbytes checkpoint; quantmill's logits are those of
-`quantmill eval BASE --adapter ADAPTER --tokens ... --logits ...`.
+`quantmill eval BASE --adapter ADAPTER --tokens ... --logits ...`. With --dtype float32 a bitsandbytes
+base computes in float32 whatever its file says, so that what is left is the rounding of sums.
 """
 
 import json
@@ -14,6 +15,17 @@ import compare
 def read_config(directory, name):
     with open(os.path.join(directory, name), encoding="utf-8") as file:
         return json.load(file)
+
+
+def compute_in_f32(model):
+    import bitsandbytes
+    import torch
+
+    for linear in model.modules():
+        if isinstance(linear, bitsandbytes.nn.Linear4bit):
+            linear.compute_dtype = torch.float32
+            linear.compute_type_is_set = True
+            linear.weight.quant_state.dtype = torch.float32
 
 
 def main():
@@ -32,6 +44,8 @@ def main():
     base = AutoModelForCausalLM.from_pretrained(arguments.checkpoint, dtype=dtype, **where)
     if not method:
         base = base.to(arguments.device)
+    elif dtype == torch.float32:
+        compute_in_f32(base)
     base = base.eval()
     tokens = compare.read_tokens(arguments.tokens)
     without = compare.run_model(base, tokens, arguments.device)
