@@ -24,7 +24,15 @@ namespace quantmill {
 absl::StatusOr<std::unique_ptr<ModelSession>> ModelSession::Open(const Arguments& args) {
   const absl::StatusOr<DeviceChoice> device = ParseDevice(args.Text("device"));
   if (!device.ok()) return UsageError(device.status());
-  return Open(args.Text("device"), std::nullopt, args.List("plugin"));
+  std::optional<DType> dtype;
+  if (const std::string name = args.Has("dtype") ? args.Text("dtype") : "auto"; name != "auto") {
+    if (name != "f32" && name != "bf16" && name != "f16") {
+      return UsageError(absl::StrCat("--dtype: '", name, "' is no compute type"), "",
+                        "use auto, f32, bf16 or f16");
+    }
+    dtype = name == "f32" ? DType::kF32 : name == "bf16" ? DType::kBF16 : DType::kF16;
+  }
+  return Open(args.Text("device"), dtype, args.List("plugin"));
 }
 
 absl::StatusOr<std::unique_ptr<ModelSession>> ModelSession::Open(
@@ -128,6 +136,9 @@ std::vector<CommandOption> LoadOptions() {
           {.name = "load-options",
            .value = "NAME=VALUE,...",
            .doc = "options of that method (quantmill describe METHOD)"},
+          {.name = "dtype",
+           .value = "TYPE",
+           .doc = "compute in auto, f32, bf16 or f16 (auto: f32 on the CPU, bf16 on a GPU)"},
           {.name = "adapter", .value = "DIR", .doc = "run MODEL with this adapter (PEFT's files)"}};
 }
 

@@ -23,7 +23,7 @@ namespace quantmill {
 
 class ModelSession {
  public:
-  // Reads --device and --plugin. A device that is not one is a usage error.
+  // Reads --device, --dtype and --plugin. What is none is a usage error.
   static absl::StatusOr<std::unique_ptr<ModelSession>> Open(const Arguments& args);
   // dtype: compute type, as MakeBackend.
   static absl::StatusOr<std::unique_ptr<ModelSession>> Open(const std::string& device,
@@ -55,7 +55,7 @@ class ModelSession {
   std::unique_ptr<ReparamCalls> training_;  // calls of adapters
 };
 
-// --load METHOD, --load-options NAME=VALUE,... and --adapter DIR
+// --load METHOD, --load-options NAME=VALUE,..., --dtype TYPE and --adapter DIR
 std::vector<CommandOption> LoadOptions();
 
 // The tokenizer of `directory`, or, when it has none, of `fallback` (may be empty).
