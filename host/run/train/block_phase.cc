@@ -108,7 +108,7 @@ class BlockPhase {
           options_.rate_floor};
       QM_ASSIGN_OR_RETURN(const OptimizerStep taken, optimizer.Step(schedule.Rate(step + 1)));
       watch.step = step + 1;
-      QM_RETURN_IF_ERROR(WatchLoss(loss, taken.skipped, &watch));
+      QM_RETURN_IF_ERROR(WatchLoss(loss, taken.skipped, steps_, &watch));
       QM_RETURN_IF_ERROR(Log(block, step + 1, schedule.Rate(step + 1), loss));
       const double speed =
           SecondsSince(start) > 0

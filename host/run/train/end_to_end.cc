@@ -94,7 +94,7 @@ class EndToEnd {
     run_.position.step = step + 1;
     run_.position.optimizer_steps = optimizer_.steps();
     const double value = options_.distill ? loss.kl : loss.lm;
-    QM_RETURN_IF_ERROR(WatchLoss(value, taken.skipped, &run_.position));
+    QM_RETURN_IF_ERROR(WatchLoss(value, taken.skipped, options_.Steps(), &run_.position));
     nlohmann::ordered_json line = {{"phase", "end_to_end"},
                                    {"step", step + 1},
                                    {"tokens", (step + 1) * options_.StepTokens()},

@@ -8,7 +8,7 @@
 
 namespace quantmill {
 
-absl::Status WatchLoss(double loss, bool skipped, TrainPosition* position) {
+absl::Status WatchLoss(double loss, bool skipped, int64_t steps, TrainPosition* position) {
   if (skipped || !std::isfinite(loss)) {
     if (++position->skipped_in_row < kMostSkipped) return absl::OkStatus();
     return absl::FailedPreconditionError(ErrorText(
@@ -17,9 +17,10 @@ absl::Status WatchLoss(double loss, bool skipped, TrainPosition* position) {
         "use a smaller train.lr, or more warmup"));
   }
   position->skipped_in_row = 0;
-  const double seen = static_cast<double>(std::min(position->step, kMonitorSteps));
+  const int64_t span = std::clamp<int64_t>(steps / 4, 1, kMonitorSteps);
+  const double seen = static_cast<double>(std::min(position->step, span));
   position->recent_loss += (loss - position->recent_loss) / seen;
-  if (position->step <= kMonitorSteps) {
+  if (position->step <= span) {
     position->first_loss = position->recent_loss;
     return absl::OkStatus();
   }
