@@ -47,6 +47,7 @@ const KeyMap& AllKeys() {
         "weight_decay",
         "clip_norm",
         "norms",
+        "embeddings",
         "checkpointing",
         "block_tokens",
         "block_batch",

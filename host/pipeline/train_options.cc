@@ -135,6 +135,7 @@ TrainOptions ReadTrainOptions(const nlohmann::json& section, std::vector<std::st
   if (loss != "distill" && loss != "lm") reader.Wrong("loss", "distill or lm");
   options.distill = loss != "lm";
   reader.Flag("norms", &options.norms);
+  reader.Flag("embeddings", &options.embeddings);
   reader.Flag("checkpointing", &options.checkpointing);
   options.block_tokens = options.tokens / 8;
   reader.Count("block_tokens", 0, &options.block_tokens);

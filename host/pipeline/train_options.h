@@ -25,6 +25,7 @@ struct TrainOptions {
   double decay = 0;           // weight_decay
   double clip_norm = 1;
   bool norms = true;          // train the norms of the blocks, too, where weights are trained
+  bool embeddings = true;     // and, end to end, embedding, last norm and head
   bool checkpointing = true;  // run blocks again on the way back instead of keeping activations
   int64_t block_tokens = 0;   // of the phase `blocks`, per block
   double block_rate = 1e-4;   // block_lr

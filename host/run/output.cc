@@ -59,6 +59,7 @@ class UnitExport : public ExportSource {
   absl::StatusOr<Tensor> Changed(const std::string& name) override {
     const int64_t block = engine_.EditedIn(name);
     if (block < 0) return Tensor();
+    if (block == config_.layers) return Outside(name);
     if (block != open_block_) QM_RETURN_IF_ERROR(Open(block));
     const Tensor* tensor = BlockTensors(config_, block, &weights_).Find(name);
     if (tensor == nullptr) return absl::InternalError(absl::StrCat("no edited tensor ", name));
@@ -68,6 +69,16 @@ class UnitExport : public ExportSource {
   }
 
  private:
+  // A tensor outside of the blocks, which is edited by replacing it.
+  absl::StatusOr<Tensor> Outside(const std::string& name) {
+    QM_ASSIGN_OR_RETURN(const std::vector<BlockEdit> edits, engine_.Edits(config_.layers));
+    Tensor found;
+    for (const BlockEdit& edit : edits) {
+      if (edit.target == name) found = edit.value;
+    }
+    return found;
+  }
+
   absl::Status Open(int64_t block) {
     QM_ASSIGN_OR_RETURN(const std::vector<BlockEdit> edits, engine_.Edits(block));
     QM_ASSIGN_OR_RETURN(weights_, original_.LoadBlock(block, backend_));

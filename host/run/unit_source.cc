@@ -12,6 +12,9 @@ namespace quantmill {
 
 namespace {
 
+constexpr char kEmbeddingTensor[] = "model.embed_tokens.weight";
+constexpr char kFinalNormTensor[] = "model.norm.weight";
+
 absl::StatusOr<PackedWeight> OnDevice(Backend& backend, const PackedWeight& packed) {
   PackedWeight on_device = packed;
   for (NamedTensor& named : on_device.tensors) {
@@ -65,9 +68,40 @@ absl::StatusOr<BlockWeights> UnitSource::LoadBlock(int64_t block, Backend& backe
   return weights;
 }
 
+absl::StatusOr<Tensor> UnitSource::Outside(const std::string& name) {
+  QM_ASSIGN_OR_RETURN(const std::vector<BlockEdit> edits, edits_(config().layers));
+  Tensor found;
+  for (const BlockEdit& edit : edits) {
+    if (edit.target == name) found = edit.value;
+  }
+  return found;
+}
+
+absl::StatusOr<Tensor> UnitSource::Embedding() {
+  // Its values are those of the stored dtype: no rounding is left to do.
+  QM_ASSIGN_OR_RETURN(const Tensor table, Outside(kEmbeddingTensor));
+  return table.empty() ? original_.Embedding() : table;
+}
+
+absl::StatusOr<Tensor> UnitSource::FinalNorm(Backend& backend) {
+  QM_ASSIGN_OR_RETURN(const Tensor norm, Outside(kFinalNormTensor));
+  if (norm.empty()) return original_.FinalNorm(backend);
+  return backend.ToDevice(norm);
+}
+
 absl::StatusOr<LinearWeight> UnitSource::Head(Backend& backend) {
   QM_ASSIGN_OR_RETURN(LinearWeight head, original_.Head(backend));
-  QM_RETURN_IF_ERROR(Replace(HeadSlot(config()).name, backend, &head));
+  const std::string slot = HeadSlot(config()).name;
+  QM_ASSIGN_OR_RETURN(const Tensor weight,
+                      Outside(config().tied_embeddings ? kEmbeddingTensor : slot + ".weight"));
+  if (!weight.empty()) {
+    QM_ASSIGN_OR_RETURN(
+        Tensor dense,
+        backend.Allocate(head.dense.empty() ? DType::kF32 : head.dense.dtype(), weight.shape()));
+    QM_RETURN_IF_ERROR(backend.Copy(weight, &dense));
+    head.dense = std::move(dense);
+  }
+  QM_RETURN_IF_ERROR(Replace(slot, backend, &head));
   return head;
 }
 

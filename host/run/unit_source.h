@@ -28,7 +28,8 @@ absl::StatusOr<Tensor> DequantizeOn(Backend& backend, FormatRegistry& formats,
 absl::Status PutPacked(Backend& backend, FormatRegistry& formats, const PackedWeight& packed,
                        LinearWeight* weight);
 
-// The edits of a decoder layer's dense tensors, in order.
+// The edits of a decoder layer's dense tensors, in order; of the number of layers: those of tensors
+// outside of the blocks, which are replaced.
 using EditLookup = std::function<absl::StatusOr<std::vector<BlockEdit>>(int64_t block)>;
 
 class UnitSource : public WeightSource {
@@ -42,14 +43,14 @@ class UnitSource : public WeightSource {
 
   const ModelConfig& config() const override { return original_.config(); }
   absl::StatusOr<BlockWeights> LoadBlock(int64_t block, Backend& backend) override;
-  absl::StatusOr<Tensor> Embedding() override { return original_.Embedding(); }
-  absl::StatusOr<Tensor> FinalNorm(Backend& backend) override {
-    return original_.FinalNorm(backend);
-  }
+  absl::StatusOr<Tensor> Embedding() override;
+  absl::StatusOr<Tensor> FinalNorm(Backend& backend) override;
   absl::StatusOr<LinearWeight> Head(Backend& backend) override;
   void ReleaseBlock(int64_t block) override { original_.ReleaseBlock(block); }
 
  private:
+  // The new content of a tensor outside of the blocks, F32 on the host; empty: as it was.
+  absl::StatusOr<Tensor> Outside(const std::string& name);
   absl::Status Replace(const std::string& slot, Backend& backend, LinearWeight* weight);
 
   DenseSource& original_;

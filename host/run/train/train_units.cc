@@ -18,8 +18,8 @@ std::string TrainText(const TrainOptions& o) {
   return absl::StrCat(o.tokens, " ", o.batch, " ", o.micro_batch, " ", o.sequence_length, " ",
                       o.rate, " ", o.parameter_rate, " ", o.distill ? "distill" : "lm", " ",
                       o.warmup, " ", o.rate_floor, " ", o.decay, " ", o.clip_norm, " ", o.norms,
-                      " ", o.checkpointing, " ", o.block_tokens, " ", o.block_rate, " ",
-                      o.block_batch);
+                      " ", o.embeddings, " ", o.checkpointing, " ", o.block_tokens, " ",
+                      o.block_rate, " ", o.block_batch);
 }
 
 SlotRecord RecordOf(const PipelinePlan& plan, const PreparedStage& stage,
@@ -88,6 +88,7 @@ std::vector<int64_t> TrainedBlocks(const PipelinePlan& plan, const PreparedStage
     if (stage.AnyPlan(i) == nullptr) continue;
     blocks.insert(plan.slots[static_cast<size_t>(stage.stage->slots[i])].block);
   }
+  if (TrainsEnds(stage)) blocks.insert(plan.config.layers);
   return {blocks.begin(), blocks.end()};
 }
 

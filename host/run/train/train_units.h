@@ -26,7 +26,7 @@ std::string TrainingKey(const PipelinePlan& plan, const StageSet& stages,
 // Of the unit that a block gets.
 std::string TrainedUnitKey(const std::string& training_key, int64_t block);
 
-// Blocks with slots that the stage trains, ascending.
+// Blocks with slots that the stage trains, ascending; the number of layers if it trains more.
 std::vector<int64_t> TrainedBlocks(const PipelinePlan& plan, const PreparedStage& stage);
 
 // One unit per block, without keys' digests.

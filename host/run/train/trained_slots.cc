@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/model/block_edits.h"
+#include "core/model/graph.h"
 
 namespace quantmill {
 namespace {
@@ -62,17 +63,33 @@ absl::Status TrainedSlots::Add(const ReparamSubject& subject, const ReparamPlan&
   return absl::OkStatus();
 }
 
+absl::Status TrainedSlots::AddPlain(const std::string& name, int64_t block, Tensor* place) {
+  QM_ASSIGN_OR_RETURN(Tensor copy, backend_.Allocate(place->dtype(), place->shape()));
+  QM_RETURN_IF_ERROR(backend_.Copy(*place, &copy));
+  *place = copy;
+  plain_.push_back({name, block, copy, {}});
+  return absl::OkStatus();
+}
+
 absl::Status TrainedSlots::AddNorms(int64_t block) {
   BlockWeights& weights = model_.blocks[static_cast<size_t>(block)];
   const BlockTensors tensors(*model_.config, block, &weights);
   for (const auto& [name, place] : tensors.all()) {
-    if (!IsNorm(name) || place->empty()) continue;
-    QM_ASSIGN_OR_RETURN(Tensor copy, backend_.Allocate(place->dtype(), place->shape()));
-    QM_RETURN_IF_ERROR(backend_.Copy(*place, &copy));
-    *place = copy;
-    norms_.push_back({name, block, copy, {}});
+    if (IsNorm(name) && !place->empty()) QM_RETURN_IF_ERROR(AddPlain(name, block, place));
   }
   return absl::OkStatus();
+}
+
+absl::Status TrainedSlots::AddEnds() {
+  const int64_t ends = model_.config->layers;
+  QM_RETURN_IF_ERROR(AddPlain("model.embed_tokens.weight", ends, &model_.embedding));
+  QM_RETURN_IF_ERROR(AddPlain("model.norm.weight", ends, &model_.final_norm));
+  if (model_.head.dense.empty()) return absl::OkStatus();
+  if (model_.config->tied_embeddings) {
+    model_.head.dense = model_.embedding;
+    return absl::OkStatus();
+  }
+  return AddPlain(HeadSlot(*model_.config).name + ".weight", ends, &model_.head.dense);
 }
 
 absl::Status TrainedSlots::Register(const std::vector<const ReparamPlan*>& plans, int64_t block,
@@ -102,11 +119,11 @@ absl::Status TrainedSlots::Register(const std::vector<const ReparamPlan*>& plans
     }
     if (slot.adapter != nullptr) slot.adapter->SetGradients(slot.d_params);
   }
-  for (Norm& norm : norms_) {
-    norm.gradient = Tensor();
-    if (block >= 0 && norm.block != block) continue;
-    QM_RETURN_IF_ERROR(optimizer->Add(norm.name, norm.value, 1, /*decays=*/false));
-    norm.gradient = optimizer->gradients().back().tensor;
+  for (Plain& one : plain_) {
+    one.gradient = Tensor();
+    if (block >= 0 && one.block != block) continue;
+    QM_RETURN_IF_ERROR(optimizer->Add(one.name, one.value, 1, /*decays=*/false));
+    one.gradient = optimizer->gradients().back().tensor;
   }
   return absl::OkStatus();
 }
@@ -118,8 +135,8 @@ std::vector<NamedTensor> TrainedSlots::WantedGradients() const {
       wanted.push_back({slot.name() + ".weight", slot.d_effective});
     }
   }
-  for (const Norm& norm : norms_) {
-    if (!norm.gradient.empty()) wanted.push_back({norm.name, norm.gradient});
+  for (const Plain& one : plain_) {
+    if (!one.gradient.empty()) wanted.push_back({one.name, one.gradient});
   }
   return wanted;
 }
@@ -152,7 +169,7 @@ std::vector<NamedTensor> TrainedSlots::State() const {
       state.push_back({absl::StrCat(slot.name(), ".", param.name), param.tensor});
     }
   }
-  for (const Norm& norm : norms_) state.push_back({norm.name, norm.value});
+  for (const Plain& one : plain_) state.push_back({one.name, one.value});
   return state;
 }
 

@@ -48,6 +48,8 @@ class TrainedSlots {
   absl::Status Add(const ReparamSubject& subject, const ReparamPlan& plan, const Tensor& weight);
   // Makes the norms of a block parameters, too: copies that training may write to.
   absl::Status AddNorms(int64_t block);
+  // The same for what is outside of the blocks: embedding, last norm, and head where it is dense.
+  absl::Status AddEnds();
 
   std::vector<TrainedSlot>& slots() { return slots_; }
 
@@ -66,15 +68,17 @@ class TrainedSlots {
   // Every tensor that training may change, by a name unique in the model.
   std::vector<NamedTensor> State() const;
 
-  struct Norm {
+  // A tensor that is trained as it is.
+  struct Plain {
     std::string name;
-    int64_t block = 0;
-    Tensor value;  // in its stored dtype, on the device
+    int64_t block = 0;  // number of layers for one outside of the blocks
+    Tensor value;       // in its stored dtype, on the device
     Tensor gradient;
   };
-  const std::vector<Norm>& norms() const { return norms_; }
+  const std::vector<Plain>& plain() const { return plain_; }
 
  private:
+  absl::Status AddPlain(const std::string& name, int64_t block, Tensor* place);
   absl::Status StartWeight(const Tensor& weight, TrainedSlot* slot);
   bool InPhase(const TrainedSlot& slot) const {
     return phase_block_ < 0 || slot.subject.slot->block == phase_block_;
@@ -84,7 +88,7 @@ class TrainedSlots {
   Backend& backend_;
   TrainedModel& model_;
   std::vector<TrainedSlot> slots_;
-  std::vector<Norm> norms_;
+  std::vector<Plain> plain_;
   int64_t phase_block_ = -1;
 };
 

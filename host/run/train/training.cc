@@ -108,8 +108,8 @@ class Trainer {
           slots_->Add(subject, *plan, wants_dense ? dense.At(slot)->dense : Tensor()));
       indices_.push_back(index);
     }
-    if (block >= 0 && weights && options_.norms) return slots_->AddNorms(block);
-    return absl::OkStatus();
+    if (block >= 0 && weights && options_.norms) QM_RETURN_IF_ERROR(slots_->AddNorms(block));
+    return TrainsEnds(*in_.stage) ? slots_->AddEnds() : absl::OkStatus();
   }
 
   // What an earlier process saved. Of the phase `blocks` that is the parameters; the phase
@@ -149,9 +149,9 @@ class Trainer {
       }
       result->slots.push_back(std::move(one));
     }
-    for (const TrainedSlots::Norm& norm : slots_->norms()) {
-      QM_ASSIGN_OR_RETURN(Tensor value, ToHost(norm.value));
-      result->edits[norm.block].push_back({EditKind::kReplace, norm.name, std::move(value)});
+    for (const TrainedSlots::Plain& one : slots_->plain()) {
+      QM_ASSIGN_OR_RETURN(Tensor value, ToHost(one.value));
+      result->edits[one.block].push_back({EditKind::kReplace, one.name, std::move(value)});
     }
     return absl::OkStatus();
   }
@@ -216,6 +216,14 @@ class Trainer {
 };
 
 }  // namespace
+
+bool TrainsEnds(const PreparedStage& stage) {
+  if (!stage.stage->train->embeddings) return false;
+  for (const std::optional<ReparamPlan>& plan : stage.model_plans) {
+    if (plan && plan->kind == QM_REPARAM_WEIGHT && plan->weight_rate > 0) return true;
+  }
+  return false;
+}
 
 absl::StatusOr<TrainingResult> RunTraining(const TrainingInputs& inputs) {
   return Trainer(inputs).Run();

@@ -49,11 +49,15 @@ struct TrainedResult {
 
 struct TrainingResult {
   std::vector<TrainedResult> slots;
-  std::map<int64_t, std::vector<BlockEdit>> edits;  // norms, and folded weights, by block
-  double first_loss = 0, last_loss = 0;             // means over some steps
+  // New contents of norms, folded weights and embeddings by block; number of layers: outside.
+  std::map<int64_t, std::vector<BlockEdit>> edits;
+  double first_loss = 0, last_loss = 0;  // means over some steps
   double seconds = 0;
   int64_t tokens = 0;  // trained on in this process, end to end
 };
+
+// Does a stage train what is outside of the blocks, too? Where it trains weights end to end.
+bool TrainsEnds(const PreparedStage& stage);
 
 // FAILED_PRECONDITION when the training fails (not finite, diverging); states saved so far stay.
 absl::StatusOr<TrainingResult> RunTraining(const TrainingInputs& inputs);
