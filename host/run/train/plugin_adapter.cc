@@ -1,6 +1,5 @@
 #include "host/run/train/plugin_adapter.h"
 
-#include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 
 namespace quantmill {
@@ -18,11 +17,12 @@ absl::Status PluginAdapter::Forward(const Tensor& x, Tensor* saved, Tensor* out)
 
 absl::Status PluginAdapter::Backward(const Tensor& x, const Tensor& saved, const Tensor& d_out,
                                      Tensor* d_x) {
-  if (gradients_.size() != params_.size()) {
-    return absl::UnimplementedError(absl::StrCat("the adapter of ", subject_.slot->name,
-                                                 " was loaded to be used, not to be trained"));
+  std::vector<NamedTensor> gradients = gradients_;
+  // One that is not trained passes gradients on all the same.
+  for (size_t i = gradients.size(); i < params_.size(); ++i) {
+    gradients.push_back({params_[i].name, {}});
   }
-  return calls_.Vjp(subject_, x, params_, saved, d_out, d_x, gradients_);
+  return calls_.Vjp(subject_, x, params_, saved, d_out, d_x, gradients);
 }
 
 }  // namespace quantmill
