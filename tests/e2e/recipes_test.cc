@@ -95,7 +95,9 @@ TEST_P(RecipeTest, GivesAModelThatEveryCommandReads) {
     std::vector<std::string> stage_keys = Keys(stage);
     std::vector<std::string> expected = {"name", "method", "slots", "seconds"};
     // A transform that changes nothing the model computes has no error.
-    const bool preserves = stage["method"] == "ptq.smooth" || stage["method"] == "awq.scale";
+    // So has an adapter, which leaves the weights alone.
+    const bool preserves = stage["method"] == "ptq.smooth" || stage["method"] == "awq.scale" ||
+                           stage["method"] == "oftq";
     if (!preserves) expected.push_back("weight_nmse");
     stage_keys.resize(expected.size());
     EXPECT_THAT(stage_keys, ElementsAreArray(expected));
@@ -103,9 +105,13 @@ TEST_P(RecipeTest, GivesAModelThatEveryCommandReads) {
   CheckEvaluation(run["evaluation"]);
 
   const std::string original = SourcePath("configs/quickstart/tiny-llama");
-  const nlohmann::ordered_json eval =
-      Json({"eval", Path("out"), "--reference", original, "--text", Path("calib.txt"), "--context",
-            "256", "--device", "cpu", "--json", "-"});
+  std::vector<std::string> arguments = {
+      "eval",      Path("out"), "--reference", original, "--text", Path("calib.txt"),
+      "--context", "256",       "--device",    "cpu",    "--json", "-"};
+  if (fs::exists(Path("out/adapter"))) {
+    arguments.insert(arguments.end(), {"--adapter", Path("out/adapter")});
+  }
+  const nlohmann::ordered_json eval = Json(arguments);
   CheckEvaluation(eval);
   // Read from the files it is the model that the run measured in memory.
   EXPECT_EQ(eval["windows"], run["evaluation"]["windows"]);
