@@ -26,7 +26,9 @@ absl::Status CompleteConfig(const PipelinePlan& plan, PeftAdapter* adapter) {
   const std::filesystem::path path(plan.pipeline.model_path);
   const std::string fallback =
       path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
-  adapter->config["base_model_name_or_path"] = plan.config.json.value("_name_or_path", fallback);
+  const auto name = plan.config.json.find("_name_or_path");
+  const bool named = name != plan.config.json.end() && name->is_string();
+  adapter->config["base_model_name_or_path"] = named ? name->get<std::string>() : fallback;
   adapter->config["target_modules"] = PeftTargets(plan.config, modules);
   adapter->config["peft_version"] = kPeftVersion;
   adapter->config["revision"] = nullptr;
@@ -84,6 +86,12 @@ absl::StatusOr<std::unique_ptr<LoadedAdapter>> LoadedAdapter::Open(
     const std::string& directory, const std::vector<LoadedMethod>& methods, ReparamCalls& calls,
     const ModelConfig& config) {
   QM_ASSIGN_OR_RETURN(const PeftAdapter files, ReadPeftAdapter(directory));
+  const auto type = files.config.find("peft_type");
+  if (type == files.config.end() || !type->is_string()) {
+    return absl::InvalidArgumentError(
+        ErrorText(absl::StrCat(directory, "/adapter_config.json has no 'peft_type', a text"), "",
+                  "name the directory of an adapter that PEFT or quantmill wrote"));
+  }
   std::unique_ptr<LoadedAdapter> loaded(new LoadedAdapter(calls));
   for (const LoadedMethod& method : methods) {
     if (method.Ext<qm_reparametrize>(QM_EXT_REPARAMETRIZE) == nullptr) continue;
@@ -98,7 +106,7 @@ absl::StatusOr<std::unique_ptr<LoadedAdapter>> LoadedAdapter::Open(
   if (loaded->method_ == nullptr) {
     return absl::NotFoundError(
         ErrorText(absl::StrCat(directory, ": no installed method runs an adapter of type ",
-                               files.config.value("peft_type", "?")),
+                               type->get<std::string>()),
                   "", "see quantmill plugins; --plugin FILE adds one"));
   }
   const std::vector<LinearSlot> slots = AllSlots(config);

@@ -18,20 +18,25 @@ absl::Status WatchLoss(double loss, bool skipped, int64_t steps, TrainPosition* 
   }
   position->skipped_in_row = 0;
   const int64_t span = std::clamp<int64_t>(steps / 4, 1, kMonitorSteps);
-  const double seen = static_cast<double>(std::min(position->step, span));
+  ++position->losses;
+  const double seen = static_cast<double>(std::min(position->losses, span));
   position->recent_loss += (loss - position->recent_loss) / seen;
-  if (position->step <= span) {
+  const double lowest = position->losses == 1
+                            ? position->recent_loss
+                            : std::min(position->lowest_loss, position->recent_loss);
+  position->lowest_loss = lowest;
+  if (position->losses <= span) {
     position->first_loss = position->recent_loss;
     return absl::OkStatus();
   }
-  if (position->recent_loss <= kDivergedFactor * position->first_loss ||
-      position->recent_loss <= position->first_loss + kDivergedNats) {
+  if (position->recent_loss <= kDivergedFactor * lowest ||
+      position->recent_loss <= lowest + kDivergedNats) {
     return absl::OkStatus();
   }
-  return absl::FailedPreconditionError(ErrorText(
-      absl::StrCat("the training diverged at step ", position->step),
-      absl::StrCat("the loss grew from ", position->first_loss, " to ", position->recent_loss),
-      "use a smaller train.lr, or more warmup"));
+  return absl::FailedPreconditionError(
+      ErrorText(absl::StrCat("the training diverged at step ", position->step),
+                absl::StrCat("the loss grew from ", lowest, " to ", position->recent_loss),
+                "use a smaller train.lr, or more warmup"));
 }
 
 }  // namespace quantmill

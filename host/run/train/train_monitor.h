@@ -14,7 +14,8 @@ namespace quantmill {
 inline constexpr int64_t kMostSkipped = 10;
 // Losses are averaged over about this many steps, or a quarter of a short training.
 inline constexpr int64_t kMonitorSteps = 20;
-// Diverged: the average is this many times that of the first steps, and above it by this much.
+// Diverged: the average is this many times the lowest so far, and above it by this much. Not that
+// of the first steps, which may have exploded already.
 inline constexpr double kDivergedFactor = 4;
 inline constexpr double kDivergedNats = 1;
 

@@ -15,7 +15,17 @@ namespace quantmill {
 namespace {
 
 constexpr char kPosition[] = "position";
-constexpr int64_t kNumbers = 6;
+constexpr int64_t kNumbers = 8;
+
+constexpr char kRemedy[] = "remove the file to train from the start";
+
+absl::StatusOr<std::shared_ptr<const SafetensorsFile>> OpenState(const std::string& path) {
+  absl::StatusOr<std::shared_ptr<const SafetensorsFile>> file = SafetensorsFile::Open(path);
+  if (file.ok()) return file;
+  return absl::DataLossError(
+      ErrorText(absl::StrCat("the saved state of a training is damaged: ", path),
+                std::string(file.status().message()), kRemedy));
+}
 
 }  // namespace
 
@@ -38,8 +48,10 @@ absl::Status TrainState::Save(Backend& backend, const TrainPosition& position,
                                    static_cast<double>(position.step),
                                    static_cast<double>(position.optimizer_steps),
                                    static_cast<double>(position.skipped_in_row),
+                                   static_cast<double>(position.losses),
                                    position.first_loss,
-                                   position.recent_loss};
+                                   position.recent_loss,
+                                   position.lowest_loss};
   std::copy(values, values + kNumbers, numbers.as<double>());
   QM_RETURN_IF_ERROR(writer->Write(kPosition, numbers));
   for (const NamedTensor& named : tensors) {
@@ -51,31 +63,34 @@ absl::Status TrainState::Save(Backend& backend, const TrainPosition& position,
 }
 
 absl::StatusOr<TrainPosition> TrainState::Position() const {
-  QM_ASSIGN_OR_RETURN(const auto file, SafetensorsFile::Open(path_));
-  QM_ASSIGN_OR_RETURN(const Tensor numbers, file->Get(kPosition));
-  if (numbers.dtype() != DType::kF64 || numbers.elements() != kNumbers) {
-    return absl::DataLossError(absl::StrCat(path_, " is no saved state of a training"));
+  QM_ASSIGN_OR_RETURN(const auto file, OpenState(path_));
+  const absl::StatusOr<Tensor> numbers = file->Get(kPosition);
+  if (!numbers.ok() || numbers->dtype() != DType::kF64 || numbers->elements() != kNumbers) {
+    return absl::DataLossError(
+        ErrorText(absl::StrCat(path_, " is no saved state of a training"), "", kRemedy));
   }
-  const double* values = numbers.as<const double>();
+  const double* values = numbers->as<const double>();
   TrainPosition position;
   position.blocks = static_cast<int64_t>(values[0]);
   position.step = static_cast<int64_t>(values[1]);
   position.optimizer_steps = static_cast<int64_t>(values[2]);
   position.skipped_in_row = static_cast<int64_t>(values[3]);
-  position.first_loss = values[4];
-  position.recent_loss = values[5];
+  position.losses = static_cast<int64_t>(values[4]);
+  position.first_loss = values[5];
+  position.recent_loss = values[6];
+  position.lowest_loss = values[7];
   return position;
 }
 
 absl::Status TrainState::Load(Backend& backend, const std::vector<NamedTensor>& tensors) const {
-  QM_ASSIGN_OR_RETURN(const auto file, SafetensorsFile::Open(path_));
+  QM_ASSIGN_OR_RETURN(const auto file, OpenState(path_));
   for (const NamedTensor& named : tensors) {
     absl::StatusOr<Tensor> stored = file->Get(named.name);
     if (!stored.ok() || stored->dtype() != named.tensor.dtype() ||
         !(stored->shape() == named.tensor.shape())) {
       return absl::DataLossError(
           ErrorText(absl::StrCat(path_, " does not hold ", named.name, " as this training has it"),
-                    "", "remove the file to train from the start"));
+                    "", kRemedy));
     }
     Tensor target = named.tensor;
     QM_RETURN_IF_ERROR(backend.Copy(*stored, &target));

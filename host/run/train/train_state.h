@@ -20,8 +20,10 @@ struct TrainPosition {
   int64_t step = 0;             // finished of the phase end-to-end
   int64_t optimizer_steps = 0;  // of them, those that were not skipped
   int64_t skipped_in_row = 0;   // the last steps that were skipped
-  double first_loss = 0;        // means over the first and the last steps, as TrainMonitor keeps
-  double recent_loss = 0;
+  // As WatchLoss keeps them: losses that were finite, means over the first and the last of them,
+  // and the lowest mean.
+  int64_t losses = 0;
+  double first_loss = 0, recent_loss = 0, lowest_loss = 0;
 };
 
 class TrainState {
