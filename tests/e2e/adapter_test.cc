@@ -5,6 +5,7 @@
 #include <iterator>
 
 #include "core/io/safetensors_reader.h"
+#include "core/io/safetensors_writer.h"
 #include "gmock/gmock.h"
 #include "tests/crash/run_fixture.h"
 
@@ -168,6 +169,28 @@ TEST_F(AdapterTest, WrongFilesAreNamed) {
     config = {{"peft_type", "OFT"}, {"oft_block_size", 32}, {"r", 0}};
   });
   ExpectRefused(Path("oft"), {"has 2 parameters", "adapter_config.json"});
+  // Adapters of other models: linears that this one has not, and of another width.
+  const auto of = [&](const std::string& name, const std::string& module, int64_t in) {
+    copy(name);
+    const std::string full = "base_model.model." + module;
+    auto writer = SafetensorsWriter::Create(Path(name + "/adapter_model.safetensors"),
+                                            {{full + ".lora_A.weight", DType::kF32, {8, in}},
+                                             {full + ".lora_B.weight", DType::kF32, {in, 8}}})
+                      .value();
+    ASSERT_TRUE(
+        writer->Write(full + ".lora_A.weight", Tensor::HostZeros(DType::kF32, {8, in}).value())
+            .ok());
+    ASSERT_TRUE(
+        writer->Write(full + ".lora_B.weight", Tensor::HostZeros(DType::kF32, {in, 8}).value())
+            .ok());
+    ASSERT_TRUE(writer->Finish().ok());
+  };
+  of("deeper", "model.layers.40.self_attn.q_proj", 128);
+  ExpectRefused(Path("deeper"), {"the model has no linear 'model.layers.40.self_attn.q_proj'",
+                                 "use the adapter with the model it was made for"});
+  of("wider", "model.layers.0.self_attn.q_proj", 4096);
+  ExpectRefused(Path("wider"), {"model.layers.0.self_attn.q_proj has no parameter 'lora_A'", "4096",
+                                "use the adapter with the model it was made for"});
   copy("text");
   std::ofstream(Path("text/adapter_config.json")) << "{\"peft_type\": ";
   ExpectRefused(Path("text"), {"text/adapter_config.json"});
