@@ -481,6 +481,9 @@ absl::Status EstimateTime(const PipelinePlan& plan, const StageSet& stages,
   if (stages.NeedsStatistics() && pipeline.calibration->text != "self") {
     extent.text_bytes += FileBytes(pipeline.calibration->text);
   }
+  for (const PreparedStage& stage : stages.stages) {
+    if (stage.trains) extent.text_bytes += FileBytes(stage.stage->train->data);
+  }
   QM_ASSIGN_OR_RETURN(const double rate, MeasureProductRate(backend));
   report->seconds = SecondsFor(TotalWork(plan, stages, extent), rate, backend.device().is_cuda(),
                                backend.threads().size());

@@ -199,6 +199,30 @@ RunWork QuantizingWork(const PipelinePlan& plan, const StageSet& stages) {
   return work;
 }
 
+RunWork TrainingWork(const PipelinePlan& plan, const StageSet& stages) {
+  RunWork work;
+  for (const PreparedStage& stage : stages.stages) {
+    if (!stage.trains) continue;
+    const TrainOptions& train = *stage.stage->train;
+    const double length = static_cast<double>(train.sequence_length);
+    const double teacher = train.distill ? 1 : 0;
+    // A backward pass is worth two forward passes.
+    if (stage.HasPhase(QM_PHASE_END_TO_END)) {
+      const double rows = static_cast<double>(train.tokens);
+      work += AllBlocks(plan, (3 + teacher + (train.checkpointing ? 1 : 0)) * rows, length);
+      work.products += HeadFlops(plan, (3 + teacher) * rows);
+      work.exponentials += 2 * rows * static_cast<double>(plan.config.vocab_size);
+      work.weights += 8 * static_cast<double>(train.Steps()) * AllWeights(plan);
+    }
+    // Both models' outputs, the way back, and both models' inputs of the next block.
+    if (stage.HasPhase(QM_PHASE_BLOCK)) {
+      work += AllBlocks(plan, 6 * static_cast<double>(train.block_tokens), length);
+      work.weights += 8 * static_cast<double>(train.BlockSteps()) * AllWeights(plan);
+    }
+  }
+  return work;
+}
+
 RunWork OutputWork(const PipelinePlan& plan, const RunExtent& extent) {
   RunWork work = AllBlocks(plan, 2 * kVerifiedTokens, kVerifiedTokens);
   work.products += HeadFlops(plan, 2 * kVerifiedTokens);
@@ -235,6 +259,7 @@ RunWork TotalWork(const PipelinePlan& plan, const StageSet& stages, const RunExt
   RunWork work;
   if (stages.NeedsStatistics()) work += DrawingWork(plan);
   work += QuantizingWork(plan, stages);
+  work += TrainingWork(plan, stages);
   work += OutputWork(plan, extent);
   work += EvaluationWork(plan, extent.evaluation_windows);
   work.text_bytes = static_cast<double>(extent.text_bytes);

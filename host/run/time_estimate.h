@@ -40,6 +40,8 @@ struct RunExtent {
 RunWork DrawingWork(const PipelinePlan& plan);
 // Measuring statistics, running the methods, and judging what they made.
 RunWork QuantizingWork(const PipelinePlan& plan, const StageSet& stages);
+// Forward and backward passes of training stages, and their steps.
+RunWork TrainingWork(const PipelinePlan& plan, const StageSet& stages);
 // Writing, reopening and checking the output.
 RunWork OutputWork(const PipelinePlan& plan, const RunExtent& extent);
 // Perplexity, and KL to the original if that is asked for.
