@@ -29,6 +29,7 @@
 #include "host/run/output.h"
 #include "host/run/preflight.h"
 #include "host/run/report.h"
+#include "host/run/train/train_checks.h"
 #include "host/run/verify.h"
 #include "host/supervisor/supervise.h"
 
@@ -145,6 +146,12 @@ class Job {
     QM_ASSIGN_OR_RETURN(stages_, PrepareStages(plan_, catalog_, methods_, source_->checkpoint(),
                                                *runner_, *transforms_, *tuning_, *training_));
     QM_ASSIGN_OR_RETURN(report_, EstimateRun(plan_, stages_, source_->checkpoint(), *backend_));
+    for (const PreparedStage& stage : stages_.stages) {
+      if (!HasNothingToLearn(stage, stages_)) continue;
+      Warn(ErrorText(absl::StrCat("stage '", stage.stage->name, "' has nothing to learn"),
+                     "it distills the original model into that model itself",
+                     "quantize before it, or use loss: lm"));
+    }
     QM_RETURN_IF_ERROR(CheckCalibration(plan_, report_.slots));
     QM_RETURN_IF_ERROR(CheckExportFormats(plan_, report_.slots, catalog_));
     return CheckCanStore(plan_, stages_, *formats_);

@@ -23,6 +23,7 @@
 #include "core/threads/thread_pool.h"
 #include "core/train/block_gradients.h"
 #include "host/run/time_estimate.h"
+#include "host/run/train/train_checks.h"
 #include "host/run/transform_work.h"
 #include "host/worker/services.h"
 
@@ -180,35 +181,6 @@ int64_t LargestTuningBytes(const PipelinePlan& plan, const PreparedStage& stage,
   return largest;
 }
 
-// What a training holds: both models as they compute, of every trained weight six copies in f32
-// (values, optimizer, gradients), activations and their gradients, logits of some rows.
-int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DType activation,
-                      int64_t model_bytes) {
-  constexpr int64_t kCopies = 6, kLogitCopies = 4, kLogits = int64_t{1} << 24;
-  const TrainOptions& train = *stage.stage->train;
-  const int64_t rows = train.MicroBatch() * train.sequence_length;
-  int64_t bytes = model_bytes * (train.distill || stage.HasPhase(QM_PHASE_BLOCK) ? 2 : 1);
-  for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
-    const ReparamPlan* slot_plan = stage.AnyPlan(i);
-    if (slot_plan == nullptr) continue;
-    const LinearSlot& slot = plan.slots[static_cast<size_t>(stage.stage->slots[i])];
-    int64_t values = slot_plan->kind == QM_REPARAM_WEIGHT ? Weights(slot) : 0;
-    for (const ReparamPlan::Param& param : slot_plan->params) {
-      values += param.shape.elements();
-    }
-    bytes += kCopies * 4 * values + static_cast<int64_t>(slot_plan->SavedBytes(rows));
-  }
-  const int64_t tapes = train.checkpointing ? 1 : plan.config.layers;
-  bytes +=
-      tapes * TapeBytes(plan.config, rows, activation) + TapeBytes(plan.config, rows, DType::kF32);
-  const int64_t hidden = rows * plan.config.hidden_size * ElementSize(activation);
-  if (train.checkpointing) bytes += plan.config.layers * hidden;
-  if (stage.HasPhase(QM_PHASE_BLOCK)) {
-    bytes += 2 * train.block_tokens * plan.config.hidden_size * ElementSize(activation);
-  }
-  return bytes + kLogitCopies * 4 * std::min(kLogits, rows * plan.config.vocab_size);
-}
-
 // The most that slots sharing one call need: weights and dequantized copies in f32, and scratch.
 int64_t LargestCallBytes(const PipelinePlan& plan, const StageSet& stages, DType activation,
                          int64_t model_bytes) {
@@ -342,39 +314,11 @@ void AddTransform(const PreparedStage& stage, EstimateIndex* index, PlanReport* 
   }
 }
 
-// Parameters are kept in f32, in the unit and in the adapter's files.
-void AddAdapter(const PreparedStage& stage, size_t index, PlanReport* report) {
-  const ReparamPlan* plan = stage.AnyPlan(index);
-  if (plan == nullptr) return;
-  for (const ReparamPlan::Param& param : plan->params) {
-    report->work_bytes += 4 * param.shape.elements();
-    report->output_bytes += 4 * param.shape.elements();
-  }
-}
-
 absl::Status CanBeDense(const std::string& format_json) {
   if (ActivationsOf(format_json) == Activations::kFloat) return absl::OkStatus();
   return absl::FailedPreconditionError(
       ErrorText("a dense file cannot say that activations are quantized", "",
                 "export as compressed-tensors or quantmill"));
-}
-
-absl::Status CanHoldAdapters(const std::string& target, const PreparedStage& stage) {
-  if (!stage.trains || (target != "dense" && target != "peft")) return absl::OkStatus();
-  for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
-    const ReparamPlan* plan = stage.AnyPlan(i);
-    if (plan == nullptr) continue;
-    const bool adapter = plan->kind != QM_REPARAM_WEIGHT && !plan->fold;
-    if (adapter == (target == "peft")) continue;
-    return absl::FailedPreconditionError(
-        target == "peft"
-            ? ErrorText(absl::StrCat("stage '", stage.stage->name, "' cannot be written as peft"),
-                        "it changes weights and leaves no adapter", "use another export format")
-            : ErrorText(absl::StrCat("a dense file cannot hold the adapters of stage '",
-                                     stage.stage->name, "'"),
-                        "", "merge them into the weights (merge: true), or export as peft"));
-  }
-  return absl::OkStatus();
 }
 
 // Its unit holds the block's packed weights once more.
@@ -419,7 +363,9 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
       const LinearSlot& slot = plan.slots[static_cast<size_t>(index)];
       const SlotPlan& slot_plan = stage.method.plans[i];
       if (stage.trains && slot_plan.format_id.empty()) {
-        AddAdapter(stage, i, &report);
+        const int64_t bytes = AdapterBytes(stage, i);
+        report.work_bytes += bytes;
+        report.output_bytes += bytes;
         continue;
       }
       SlotEstimate& estimate = EstimateOf(stage.index, index, &estimates, &report);
@@ -547,7 +493,7 @@ absl::Status CheckCanStore(const PipelinePlan& plan, const StageSet& stages,
   }
   for (const PreparedStage& stage : stages.stages) {
     if (stage.transforms || stage.tunes) continue;
-    QM_RETURN_IF_ERROR(CanHoldAdapters(target, stage));
+    QM_RETURN_IF_ERROR(CheckAdapters(target, stage));
     for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
       const size_t index = static_cast<size_t>(stage.stage->slots[i]);
       if (plan.packed_by[index] != stage.index) continue;

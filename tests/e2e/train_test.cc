@@ -231,6 +231,18 @@ TEST_F(TrainTest, RefusedBeforeAnyWork) {
   std::string key = Qat(Train(""));
   key.replace(key.find("calib.txt"), 9, "lines.jsonl");
   refused(key, "gptq_v2", {"lines.jsonl", "text"});
+  const std::string adapter = "  - {use: oftq, " + Train(", loss: lm");
+  refused(adapter + "}\n", "dense",
+          {"a dense file cannot hold the adapters of stage 'oftq'", "merge: true"});
+  refused(adapter + ", overrides: [{layers: [\"*.q_proj\"], options: {block: 16}}]}\n", "peft",
+          {"its options differ from layer to layer", "the same options"});
+}
+
+TEST_F(TrainTest, NothingToLearnIsSaid) {
+  const ProgramResult result =
+      RunPipeline(Pipeline("p", "  - {use: oftq, " + Train("", 1) + "}\n", "peft"));
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.err + result.out, HasSubstr("stage 'oftq' has nothing to learn"));
 }
 
 }  // namespace
