@@ -1,42 +1,87 @@
 #include "host/run/train/train_checks.h"
 
 #include <algorithm>
+#include <map>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/checkpoint/peft_adapter.h"
 #include "core/train/block_gradients.h"
+#include "host/run/train/training.h"
 
 namespace quantmill {
 
-// What a training holds: both models as they compute, of every trained weight six copies in f32
-// (values, optimizer, gradients), activations and their gradients, logits of some rows.
-int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DType activation,
-                      int64_t model_bytes) {
-  constexpr int64_t kCopies = 6, kLogitCopies = 4, kLogits = int64_t{1} << 24;
-  const TrainOptions& train = *stage.stage->train;
-  const int64_t rows = train.MicroBatch() * train.sequence_length;
-  int64_t bytes = model_bytes * (train.distill || stage.HasPhase(QM_PHASE_BLOCK) ? 2 : 1);
+namespace {
+
+int64_t WeightsOf(const LinearSlot& slot) { return slot.out_features * slot.in_features; }
+
+// What a backward pass through a block holds beside the tape: gradients in f32 of two inner
+// activations of the MLP, of four hidden states, and a rounded copy.
+int64_t BackwardBytes(const ModelConfig& config, int64_t rows) {
+  return rows * (2 * config.intermediate_size + 4 * config.hidden_size) * 4 +
+         rows * config.intermediate_size * 2;
+}
+
+// Weights that are trained, in all and in the block with most of them; parameters; saved bytes.
+struct Trained {
+  int64_t weights = 0, largest_block = 0, parameters = 0, saved = 0;
+};
+
+Trained CountTrained(const PipelinePlan& plan, const PreparedStage& stage, int64_t rows) {
+  Trained trained;
+  std::map<int64_t, int64_t> blocks;
   for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
     const ReparamPlan* slot_plan = stage.AnyPlan(i);
     if (slot_plan == nullptr) continue;
-    const LinearSlot& slot = plan.slots[static_cast<size_t>(stage.stage->slots[i])];
-    int64_t values =
-        slot_plan->kind == QM_REPARAM_WEIGHT ? slot.out_features * slot.in_features : 0;
-    for (const ReparamPlan::Param& param : slot_plan->params) {
-      values += param.shape.elements();
-    }
-    bytes += kCopies * 4 * values + static_cast<int64_t>(slot_plan->SavedBytes(rows));
+    const size_t index = static_cast<size_t>(stage.stage->slots[i]);
+    trained.parameters += AdapterBytes(stage, i) / 4;
+    trained.saved += static_cast<int64_t>(slot_plan->SavedBytes(rows));
+    if (slot_plan->kind != QM_REPARAM_WEIGHT) continue;
+    const LinearSlot& slot = plan.slots[index];
+    trained.weights += WeightsOf(slot);
+    trained.largest_block = std::max(trained.largest_block, blocks[slot.block] += WeightsOf(slot));
   }
-  const int64_t tapes = train.checkpointing ? 1 : plan.config.layers;
-  bytes +=
-      tapes * TapeBytes(plan.config, rows, activation) + TapeBytes(plan.config, rows, DType::kF32);
-  const int64_t hidden = rows * plan.config.hidden_size * ElementSize(activation);
-  if (train.checkpointing) bytes += plan.config.layers * hidden;
+  return trained;
+}
+
+}  // namespace
+
+int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DType activation,
+                      int64_t model_bytes) {
+  // Of the optimizer: master values, two moments, gradients; all f32.
+  constexpr int64_t kOptimizer = 4 * 4, kLogitCopies = 4, kLogits = int64_t{1} << 24;
+  const ModelConfig& config = plan.config;
+  const TrainOptions& train = *stage.stage->train;
+  const int64_t width = ElementSize(activation);
+  const int64_t rows = train.MicroBatch() * train.sequence_length;
+  const Trained trained = CountTrained(plan, stage, rows);
+  // Trained weights stand in the place of the stored ones, as values, as computed with, and the
+  // gradient of that.
+  const bool teacher = train.distill || stage.HasPhase(QM_PHASE_BLOCK);
+  const int64_t fixed = model_bytes * (teacher ? 2 : 1) +
+                        trained.weights * (8 + width - ElementSize(config.dtype)) +
+                        trained.parameters * 4;
+  int64_t blocks = 0, whole = 0;
   if (stage.HasPhase(QM_PHASE_BLOCK)) {
-    bytes += 2 * train.block_tokens * plan.config.hidden_size * ElementSize(activation);
+    const int64_t step = train.block_batch * train.sequence_length;
+    blocks = trained.largest_block * kOptimizer +
+             2 * train.block_tokens * config.hidden_size * width +
+             TapeBytes(config, step, activation) + BackwardBytes(config, step);
   }
-  return bytes + kLogitCopies * 4 * std::min(kLogits, rows * plan.config.vocab_size);
+  if (stage.HasPhase(QM_PHASE_END_TO_END)) {
+    int64_t values = trained.weights + trained.parameters;
+    if (TrainsEnds(stage)) {
+      values += config.vocab_size * config.hidden_size * (config.tied_embeddings ? 1 : 2);
+    }
+    const int64_t kept = train.checkpointing
+                             ? config.layers * rows * config.hidden_size * width
+                             : (config.layers - 1) * TapeBytes(config, rows, activation);
+    const int64_t logits = kLogitCopies * 4 * std::min(kLogits, rows * config.vocab_size);
+    const int64_t block =
+        TapeBytes(config, rows, activation) + BackwardBytes(config, rows) + trained.saved;
+    whole = values * kOptimizer + kept + std::max(logits, block);
+  }
+  return fixed + std::max(blocks, whole);
 }
 
 int64_t AdapterBytes(const PreparedStage& stage, size_t index) {
