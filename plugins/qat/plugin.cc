@@ -222,13 +222,12 @@ qm_status CheckDevice(qm_call* call) {
                   "this build of qat has no CUDA kernels; use device cpu");
 }
 
-bool OnCpu(const qm_call* call) { return call->device.kind == QM_CPU; }
-
 #if !defined(QM_HAVE_CUDA)
 // Never called: CheckDevice has refused.
 #define QM_QAT_DISPATCH(name, ...) name##Cpu(__VA_ARGS__)
 #else
-#define QM_QAT_DISPATCH(name, ...) (OnCpu(call) ? name##Cpu(__VA_ARGS__) : name##Cuda(__VA_ARGS__))
+#define QM_QAT_DISPATCH(name, ...) \
+  (call->device.kind == QM_CPU ? name##Cpu(__VA_ARGS__) : name##Cuda(__VA_ARGS__))
 #endif
 
 // ---- the table
