@@ -68,17 +68,20 @@ absl::Status ApplyWeight(Backend& backend, const LinearWeight& weight, const Ten
 
 }  // namespace
 
-absl::Status ApplyLinear(Backend& backend, const LinearWeight& weight, const Tensor& x,
-                         Tensor* out) {
+absl::Status ApplyLinear(Backend& backend, const LinearWeight& weight, const Tensor& x, Tensor* out,
+                         LinearTape* tape) {
   Tensor input = x;
   std::vector<Tensor> deltas;
   for (auto adapter = weight.adapters.rbegin(); adapter != weight.adapters.rend(); ++adapter) {
     const bool delta = (*adapter)->kind() == LinearAdapter::Kind::kDelta;
     QM_ASSIGN_OR_RETURN(Tensor result,
                         backend.Allocate(x.dtype(), delta ? out->shape() : x.shape()));
-    QM_RETURN_IF_ERROR((*adapter)->Forward(input, nullptr, &result));
+    Tensor saved;
+    QM_RETURN_IF_ERROR((*adapter)->Forward(input, tape == nullptr ? nullptr : &saved, &result));
+    if (tape != nullptr) tape->steps.push_back({input, std::move(saved)});
     (delta ? deltas.emplace_back() : input) = std::move(result);
   }
+  if (tape != nullptr) tape->weight_in = input;
   QM_RETURN_IF_ERROR(ApplyWeight(backend, weight, input, out));
   for (const Tensor& delta : deltas) QM_RETURN_IF_ERROR(backend.Add(delta, out));
   return absl::OkStatus();

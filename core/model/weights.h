@@ -79,10 +79,19 @@ class WeightSource {
   virtual void ReleaseBlock(int64_t block) = 0;
 };
 
+// What the adapters of a linear keep for a backward pass, and what reaches the weight through them.
+struct LinearTape {
+  struct Step {
+    Tensor in, saved;  // of an adapter
+  };
+  std::vector<Step> steps;  // one per adapter, the outermost first
+  Tensor weight_in;
+};
+
 // out = x W^T (+ bias), through the dense product, the packed kernel, or dequantizing into scratch;
-// with its adapters around it.
-absl::Status ApplyLinear(Backend& backend, const LinearWeight& weight, const Tensor& x,
-                         Tensor* out);
+// with its adapters around it. `tape` may be null: no backward pass follows.
+absl::Status ApplyLinear(Backend& backend, const LinearWeight& weight, const Tensor& x, Tensor* out,
+                         LinearTape* tape = nullptr);
 
 }  // namespace quantmill
 

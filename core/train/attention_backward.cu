@@ -27,7 +27,8 @@
 // where causal.
 //
 // Versions
-//   1  as described (in use)
+//   1  as described (in use): 4.85 ms for 10 layers of 32 x 1024 positions, 6 heads on 2, head_dim
+//      64, bf16 (H200, 2026-11-29)
 #include <cmath>
 
 #include "core/cuda/kernel_common.cuh"

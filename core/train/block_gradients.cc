@@ -20,25 +20,10 @@ absl::Status RefuseExperts(const TrainedBlock& block) {
                 "tune blocks with a dense MLP, or switch tuning off"));
 }
 
-// The linear's output, the same bytes as ApplyLinear's.
 absl::StatusOr<Tensor> Output(Backend& backend, const LinearWeight& weight, const Tensor& x,
                               int64_t features, LinearTape* tape) {
   QM_ASSIGN_OR_RETURN(Tensor y, backend.Allocate(x.dtype(), {x.dim(0), features}));
-  Tensor input = x;
-  std::vector<Tensor> deltas;
-  for (auto adapter = weight.adapters.rbegin(); adapter != weight.adapters.rend(); ++adapter) {
-    const bool delta = (*adapter)->kind() == LinearAdapter::Kind::kDelta;
-    LinearTape::Step& step = tape->steps.emplace_back();
-    step.in = input;
-    QM_ASSIGN_OR_RETURN(Tensor result, backend.Allocate(x.dtype(), delta ? y.shape() : x.shape()));
-    QM_RETURN_IF_ERROR((*adapter)->Forward(input, &step.saved, &result));
-    (delta ? deltas.emplace_back() : input) = std::move(result);
-  }
-  tape->weight_in = input;
-  LinearWeight bare = weight;
-  bare.adapters.clear();
-  QM_RETURN_IF_ERROR(ApplyLinear(backend, bare, input, &y));
-  for (const Tensor& delta : deltas) QM_RETURN_IF_ERROR(backend.Add(delta, &y));
+  QM_RETURN_IF_ERROR(ApplyLinear(backend, weight, x, &y, tape));
   return y;
 }
 

@@ -6,7 +6,6 @@
 #define QUANTMILL_CORE_TRAIN_BLOCK_GRADIENTS_H_
 
 #include <cstdint>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -27,15 +26,6 @@ struct TrainedBlock {
   const BlockWeights* weights = nullptr;
   const RopeTables* rope = nullptr;
   int64_t batch = 1;  // sequences of equal length, from position 0
-};
-
-// What the adapters of a linear keep, and what reaches the weight through them.
-struct LinearTape {
-  struct Step {
-    Tensor in, saved;  // of an adapter
-  };
-  std::vector<Step> steps;  // one per adapter, the outermost first
-  Tensor weight_in;
 };
 
 // Activations of one run: [batch * length, features] in the activation dtype, on the device.

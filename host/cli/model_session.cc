@@ -87,8 +87,8 @@ absl::StatusOr<std::unique_ptr<WeightSource>> ModelSession::OpenModelArgument(co
   if (!args.Has("adapter")) return base;
   QM_RETURN_IF_ERROR(LoadFormats());
   training_ = std::make_unique<ReparamCalls>(*backend_, nullptr, [](const nlohmann::json&) {});
-  QM_ASSIGN_OR_RETURN(auto adapter, LoadedAdapter::Open(args.Text("adapter"), methods_, *training_,
-                                                        base->config()));
+  QM_ASSIGN_OR_RETURN(auto adapter, LoadedAdapter::Open(args.Text("adapter"), catalog_, methods_,
+                                                        *training_, base->config()));
   return std::make_unique<AdaptedModel>(std::move(base), std::move(adapter));
 }
 

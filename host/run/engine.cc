@@ -6,8 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/clock.h"
 #include "core/base/status.h"
-#include "core/io/files.h"
 #include "host/run/train/adapted_source.h"
+#include "host/run/train/train_state.h"
 #include "host/run/train/train_units.h"
 #include "host/run/unit_source.h"
 
@@ -158,7 +158,7 @@ absl::Status Engine::RunTraining(const PreparedStage& stage) {
       in_.sink({{"type", "end"}, {"key", unit.key}, {"digest", unit.digest}});
       Remember(std::move(unit));
     }
-    return RemoveFile(StateFile(in_.work_dir, key));
+    return TrainState(StateFile(in_.work_dir, key)).Remove();
   }
   for (const int64_t block : blocks) {
     const std::string unit_key = TrainedUnitKey(key, block);
@@ -465,9 +465,8 @@ absl::StatusOr<std::vector<BlockEdit>> Engine::Edits(int64_t block) {
   const auto found = transforms_.find(block);
   if (found == transforms_.end()) return edits;
   for (const Place& place : found->second) {
-    QM_ASSIGN_OR_RETURN(const Unit unit,
-                        store_.Load(place.key, place.digest, in_.backend->threads()));
-    edits.insert(edits.end(), unit.edits.begin(), unit.edits.end());
+    QM_ASSIGN_OR_RETURN(const Unit* unit, Opened(place));
+    edits.insert(edits.end(), unit->edits.begin(), unit->edits.end());
   }
   return edits;
 }
@@ -477,14 +476,13 @@ absl::StatusOr<std::vector<Engine::Adapter>> Engine::Adapters(const std::string&
   const auto found = adapters_.find(slot);
   if (found == adapters_.end()) return adapters;
   for (const Place& place : found->second) {
-    QM_ASSIGN_OR_RETURN(const Unit unit,
-                        store_.Load(place.key, place.digest, in_.backend->threads()));
+    QM_ASSIGN_OR_RETURN(const Unit* unit, Opened(place));
     const auto stage = std::find_if(
         in_.stages->stages.begin(), in_.stages->stages.end(),
-        [&](const PreparedStage& s) { return s.trains && s.stage->name == unit.stage; });
+        [&](const PreparedStage& s) { return s.trains && s.stage->name == unit->stage; });
     size_t index = 0;
     while (in_.plan->slots[static_cast<size_t>(stage->stage->slots[index])].name != slot) ++index;
-    adapters.push_back({&*stage, index, unit.adapters.at(slot)});
+    adapters.push_back({&*stage, index, unit->adapters.at(slot)});
   }
   return adapters;
 }
@@ -515,16 +513,20 @@ int64_t Engine::EditedIn(const std::string& tensor) const {
 absl::StatusOr<std::shared_ptr<const PackedWeight>> Engine::Packed(const std::string& slot) {
   const auto it = exported_.find(slot);
   if (it == exported_.end()) return nullptr;
-  const auto& [key, digest, block] = it->second;
-  if (block != open_block_) open_units_.clear();
-  open_block_ = block;
-  auto unit = open_units_.find(key);
+  QM_ASSIGN_OR_RETURN(const Unit* unit, Opened(it->second));
+  const auto packed = unit->packed.find(slot);
+  return packed == unit->packed.end() ? nullptr : packed->second;
+}
+
+absl::StatusOr<const Unit*> Engine::Opened(const Place& place) {
+  if (place.block != open_block_) open_units_.clear();
+  open_block_ = place.block;
+  auto unit = open_units_.find(place.key);
   if (unit == open_units_.end()) {
-    QM_ASSIGN_OR_RETURN(Unit loaded, store_.Load(key, digest, in_.backend->threads()));
-    unit = open_units_.emplace(key, std::move(loaded)).first;
+    QM_ASSIGN_OR_RETURN(Unit loaded, store_.Load(place.key, place.digest, in_.backend->threads()));
+    unit = open_units_.emplace(place.key, std::move(loaded)).first;
   }
-  const auto packed = unit->second.packed.find(slot);
-  return packed == unit->second.packed.end() ? nullptr : packed->second;
+  return &unit->second;
 }
 
 }  // namespace quantmill

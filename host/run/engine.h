@@ -102,6 +102,12 @@ class Engine {
   int64_t reused_units() const { return reused_; }
 
  private:
+  struct Place {
+    std::string key, digest;  // of the unit
+    int64_t block = 0;
+  };
+  // A unit to look into; valid until one of another block is opened.
+  absl::StatusOr<const Unit*> Opened(const Place& place);
   std::vector<size_t> SlotsIn(const PreparedStage& stage, int64_t block) const;
   void FindUnfinishedBlocks();
   bool Usable(const std::string& key);
@@ -146,16 +152,12 @@ class Engine {
   int64_t last_measured_block_ = -1;
   std::set<int64_t> unfinished_;  // blocks with a unit that is to be computed
   std::vector<Unit> units_;
-  std::map<std::string, bool> usable_;  // finished units whose files were looked at
-  struct Place {
-    std::string key, digest;  // of the unit
-    int64_t block = 0;
-  };
+  std::map<std::string, bool> usable_;                  // finished units whose files were looked at
   std::map<std::string, Place> exported_;               // by slot
   std::map<int64_t, std::vector<Place>> transforms_;    // units with edits, by block
   std::map<std::string, int64_t> edited_;               // tensor -> block
   std::map<std::string, std::vector<Place>> adapters_;  // by slot
-  // Units of open_block_ that Packed() looked into, by key: stages may alternate from slot to slot.
+  // Units of open_block_ that were looked into, by key: stages may alternate from slot to slot.
   std::map<std::string, Unit> open_units_;
   int64_t open_block_ = -1;
   int64_t reused_ = 0;

@@ -281,10 +281,26 @@ class Job {
     const auto coverage = ExpertCoverage(plan_, stages_, engine_->units(), &coverage_warning);
     for (const auto& [key, value] : coverage.items()) result[key] = value;
     if (!coverage_warning.empty()) warnings.push_back(coverage_warning);
+    if (const auto adapters = AdapterDirectories(); !adapters.empty())
+      result["adapters"] = adapters;
     result["checks"] = verified.checks;
     result["warnings"] = warnings;
     result["unquantized"] = verified.unquantized;
     return result;
+  }
+
+  // Where what was trained beside the weights lies.
+  std::vector<std::string> AdapterDirectories() {
+    const std::string& path = plan_.pipeline.export_path;
+    std::vector<std::string> directories;
+    if (!engine_->HasAdapters()) return directories;
+    if (plan_.pipeline.export_format == kPeftTarget) return {path};
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(path, error)) {
+      if (entry.is_directory(error)) directories.push_back(entry.path().string());
+    }
+    std::sort(directories.begin(), directories.end());
+    return directories;
   }
 
   // An adapter alone has no weights to verify: its files are read back.

@@ -487,13 +487,15 @@ absl::Status CheckMachine(const PipelinePlan& plan, const PlanReport& report,
 absl::Status CheckCanStore(const PipelinePlan& plan, const StageSet& stages,
                            PluginFormats& formats) {
   const std::string& target = plan.pipeline.export_format;
+  for (const PreparedStage& stage : stages.stages) {
+    QM_RETURN_IF_ERROR(CheckAdapters(target, stage));
+  }
   if (target == "quantmill") return absl::OkStatus();
   if (target == kGgufTarget) {
     QM_RETURN_IF_ERROR(CheckGgufExport(plan.pipeline.model_path, plan.config));
   }
   for (const PreparedStage& stage : stages.stages) {
     if (stage.transforms || stage.tunes) continue;
-    QM_RETURN_IF_ERROR(CheckAdapters(target, stage));
     for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
       const size_t index = static_cast<size_t>(stage.stage->slots[i]);
       if (plan.packed_by[index] != stage.index) continue;

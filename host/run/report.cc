@@ -166,6 +166,12 @@ std::string FormatRunResult(const nlohmann::ordered_json& result) {
                     Number(stage, "loss_first", "%.4g"), " at first, ",
                     Number(stage, "loss_last", "%.4g"), " at last\n");
   }
+  if (const auto it = result.find("adapters"); it != result.end()) {
+    for (const auto& adapter : *it) {
+      absl::StrAppend(&text, "adapter in ", adapter.get<std::string>(),
+                      "; eval, generate and chat take it with --adapter\n");
+    }
+  }
   if (const auto it = result.find("evaluation"); it != result.end()) {
     absl::StrAppend(&text, "perplexity ", Number(*it, "perplexity", "%.5g"));
     if (it->contains("kl_mean")) {

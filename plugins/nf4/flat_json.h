@@ -2,25 +2,25 @@
 #ifndef QUANTMILL_PLUGINS_NF4_FLAT_JSON_H_
 #define QUANTMILL_PLUGINS_NF4_FLAT_JSON_H_
 
-#include <map>
-#include <string>
 #include <string_view>
-#include <vector>
+
+#include "quantmill/sdk/json.hpp"
 
 namespace quantmill::nf4 {
 
-struct JsonValue {
-  enum class Kind { kString, kNumber, kNumbers, kOther };  // kOther: null, true, false
-  Kind kind = Kind::kOther;
-  std::string text;             // kString
-  std::vector<double> numbers;  // one of kNumber, the elements of kNumbers
-};
-
-using FlatJson = std::map<std::string, JsonValue>;
+using FlatJson = qm::JsonObject;
+using JsonValue = qm::JsonValue;
 
 // False for anything but one object of strings, finite numbers, lists of numbers, and null, true or
 // false, with distinct keys. Escapes other than \" \\ \/ \b \f \n \r \t are refused.
-bool ParseFlatJson(std::string_view text, FlatJson* out);
+inline bool ParseFlatJson(std::string_view text, FlatJson* out) {
+  if (!qm::ParseJsonObject(text, qm::JsonUnicode::kRefuse, out)) return false;
+  for (const auto& [key, value] : *out) {
+    if (value.kind == JsonValue::Kind::kObject) return false;
+    if (value.kind == JsonValue::Kind::kList && !value.numeric) return false;
+  }
+  return true;
+}
 
 }  // namespace quantmill::nf4
 

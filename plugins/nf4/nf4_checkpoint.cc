@@ -77,7 +77,7 @@ struct State {
 bool WholeNumber(const FlatJson& json, const char* key, int64_t* out) {
   const auto found = json.find(key);
   if (found == json.end() || found->second.kind != JsonValue::Kind::kNumber) return false;
-  const double value = found->second.numbers[0];
+  const double value = found->second.number;
   if (value != std::floor(value) || std::fabs(value) > 0x1p53) return false;
   *out = static_cast<int64_t>(value);
   return true;
@@ -91,7 +91,7 @@ std::string Text(const FlatJson& json, const char* key) {
 
 qm_status ReadShape(const Layer& layer, const FlatJson& json, State* state) {
   const auto shape = json.find("shape");
-  if (shape == json.end() || shape->second.kind != JsonValue::Kind::kNumbers ||
+  if (shape == json.end() || shape->second.kind != JsonValue::Kind::kList ||
       shape->second.numbers.size() != 2) {
     return layer.Bad("has no 'shape' of two numbers");
   }
@@ -123,7 +123,7 @@ qm_status ReadNested(const Layer& layer, const FlatJson& json, State* state) {
     return layer.Bad("has no number 'nested_offset'");
   }
   state->params.nested_block_size = size;
-  state->offset = static_cast<float>(offset->second.numbers[0]);
+  state->offset = static_cast<float>(offset->second.number);
   return QM_OK;
 }
 

@@ -7,13 +7,15 @@
 #include <string>
 #include <string_view>
 
-#include "json_object.h"
 #include "oftq.h"
+#include "quantmill/sdk/json.hpp"
 #include "quantmill/sdk/plugin.hpp"
 
 namespace quantmill::oftq {
 namespace {
 
+using qm::JsonObject;
+using qm::JsonValue;
 using Kind = JsonValue::Kind;
 
 qm_status CheckTarget(qm_call* call, const char* target) {
@@ -264,7 +266,7 @@ qm_status FromAdapter(qm_call* call, const char* target, const char* config_json
                       const char** options_json) {
   QM_TRY(CheckTarget(call, target));
   JsonObject members;
-  if (!ParseJsonObject(config_json, &members)) {
+  if (!qm::ParseJsonObject(config_json, qm::JsonUnicode::kReplace, &members)) {
     return qm::Fail(call, QM_INVALID_ARGUMENT,
                     "the adapter's configuration is not a JSON object with distinct keys");
   }

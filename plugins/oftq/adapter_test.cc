@@ -1,8 +1,8 @@
 // Configurations of adapters: as PEFT 0.21.2 wrote them, round trips, and what is refused.
 #include <gtest/gtest.h>
 
-#include "json_object.h"
 #include "oftq_test_util.h"
+#include "quantmill/sdk/json.hpp"
 
 namespace quantmill::oftq::testing {
 namespace {
@@ -176,8 +176,8 @@ TEST(Adapter, RoundTrip) {
 
 TEST(Adapter, WritesTheKeysOfPeft) {
   Setting s;
-  JsonObject oft, lora;
-  ASSERT_TRUE(ParseJsonObject(To(s), &oft));
+  qm::JsonObject oft, lora;
+  ASSERT_TRUE(qm::ParseJsonObject(To(s), qm::JsonUnicode::kReplace, &oft));
   EXPECT_EQ(oft["peft_type"].text, "OFT");
   EXPECT_EQ(oft["oft_block_size"].number, 32);
   EXPECT_EQ(oft["r"].number, 0);
@@ -188,7 +188,7 @@ TEST(Adapter, WritesTheKeysOfPeft) {
   EXPECT_TRUE(oft["inference_mode"].truth);
   EXPECT_EQ(oft.count("target_modules"), 0u);  // the host's
   s.method = "lora";
-  ASSERT_TRUE(ParseJsonObject(To(s), &lora));
+  ASSERT_TRUE(qm::ParseJsonObject(To(s), qm::JsonUnicode::kReplace, &lora));
   EXPECT_EQ(lora["peft_type"].text, "LORA");
   EXPECT_EQ(lora["r"].number, 8);
   EXPECT_EQ(lora["lora_alpha"].number, 16);

@@ -72,12 +72,21 @@ TEST_F(AdapterTest, LiesBesideTheOutputAndRunsOverIt) {
   EXPECT_EQ(with["perplexity"], own["perplexity"]);
   EXPECT_LT(with["kl_mean"], Scores(Path("p.out"), "")["kl_mean"]);
   EXPECT_EQ(Json("p.out/adapter/adapter_config.json")["peft_type"], "OFT");
+  EXPECT_EQ(Json("p.json")["adapters"], nlohmann::json::array({Path("p.out/adapter")}));
   // The model under it is what the first stage makes alone.
   ASSERT_EQ(RunPipeline(Pipeline("q", kPtq, "gptq_v2")).exit_code, 0);
   EXPECT_EQ(Tree(Path("p.out"))["model.safetensors"], Tree(Path("q.out"))["model.safetensors"]);
   // And twice the same.
   Train("r", std::string(kPtq) + Oftq(), "gptq_v2");
   EXPECT_EQ(Tree(Path("p.out/adapter")), Tree(Path("r.out/adapter")));
+}
+
+TEST_F(AdapterTest, OfTwoStagesLieInFoldersOfTheirNames) {
+  Train("p", kPtq + Oftq("", ", loss: lm", 2) + Oftq("method: lora", "", 2), "quantmill");
+  EXPECT_EQ(Json("p.json")["adapters"],
+            nlohmann::json::array({Path("p.out/adapter-oftq"), Path("p.out/adapter-oftq-2")}));
+  EXPECT_EQ(Json("p.out/adapter-oftq/adapter_config.json")["peft_type"], "OFT");
+  EXPECT_EQ(Json("p.out/adapter-oftq-2/adapter_config.json")["peft_type"], "LORA");
 }
 
 TEST_F(AdapterTest, AloneAsPeft) {

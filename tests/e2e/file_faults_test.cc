@@ -89,9 +89,9 @@ TEST_F(FileFaultsTest, FullWorkDirectoryIsAnErrorAndNoCrash) {
   Pipeline("p", kSlow);
   // Full before the run begins, and while it goes on.
   const ProgramResult result =
-      OnSmallDisk("4m", std::string("sed -i 's#work_dir: p.work#work_dir: small/work#' p.yaml\n") +
+      OnSmallDisk("4m", std::string("sed -i 's#work_dir: p.work#work_dir: small/kept#' p.yaml\n") +
                             kFill + "\n" + Command("") + "\necho \"full $?\"; rm small/fill\n" +
-                            RunAnd("small/work/journal.jsonl", kFill) +
+                            RunAnd("small/kept/journal.jsonl", kFill) +
                             "echo \"exit $?\"; ls p.out; rm small/fill\n" + Command("--resume") +
                             "\necho \"resumed $?\"\n");
   if (result.exit_code == kNoMount) GTEST_SKIP() << result.err;

@@ -160,6 +160,17 @@ TEST_F(TrainTest, AnotherRateIsAnotherTraining) {
   ASSERT_EQ(more.exit_code, 0) << more.err;
   EXPECT_EQ(Json("r.json")["reused_units"], 0);
   EXPECT_NE(Tree(Path("p.out"))["model.safetensors"], before.at("model.safetensors"));
+  // However little it differs.
+  const ProgramResult close = RunPipeline(
+      pipeline, {"--resume", "--json", Path("c.json"), "--set", "stages.0.train.lr=1.00000001e-3"});
+  ASSERT_EQ(close.exit_code, 0) << close.err;
+  EXPECT_EQ(Json("c.json")["reused_units"], 0);
+  // What it costs does not matter.
+  const ProgramResult cheaper = RunPipeline(
+      pipeline, {"--resume", "--json", Path("d.json"), "--set", "stages.0.train.lr=1.00000001e-3",
+                 "--set", "stages.0.train.checkpointing=false"});
+  ASSERT_EQ(cheaper.exit_code, 0) << cheaper.err;
+  EXPECT_EQ(Json("d.json")["reused_units"], Json("d.json")["units"]);
 }
 
 TEST_F(TrainTest, StartsFromAnotherStage) {
@@ -234,8 +245,11 @@ TEST_F(TrainTest, RefusedBeforeAnyWork) {
   const std::string adapter = "  - {use: oftq, " + Train(", loss: lm");
   refused(adapter + "}\n", "dense",
           {"a dense file cannot hold the adapters of stage 'oftq'", "merge: true"});
-  refused(adapter + ", overrides: [{layers: [\"*.q_proj\"], options: {block: 16}}]}\n", "peft",
-          {"its options differ from layer to layer", "the same options"});
+  for (const char* format : {"peft", "quantmill"}) {
+    refused("  - {use: ptq, options: {group_size: 64}}\n" + adapter +
+                ", overrides: [{layers: [\"*.q_proj\"], options: {block: 16}}]}\n",
+            format, {"its options differ from layer to layer", "the same options"});
+  }
 }
 
 TEST_F(TrainTest, NothingToLearnIsSaid) {

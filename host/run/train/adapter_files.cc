@@ -10,6 +10,7 @@
 #include "core/base/status.h"
 #include "core/io/files.h"
 #include "core/model/graph.h"
+#include "host/cli/method_options.h"
 #include "host/run/train/plugin_adapter.h"
 
 namespace quantmill {
@@ -20,7 +21,7 @@ constexpr char kTarget[] = "peft";
 constexpr char kPeftVersion[] = "0.18.0";
 
 // What the host says in adapter_config.json.
-absl::Status CompleteConfig(const PipelinePlan& plan, PeftAdapter* adapter) {
+void CompleteConfig(const PipelinePlan& plan, PeftAdapter* adapter) {
   std::vector<std::string> modules;
   for (const auto& [module, params] : adapter->modules) modules.push_back(module);
   const std::filesystem::path path(plan.pipeline.model_path);
@@ -32,7 +33,6 @@ absl::Status CompleteConfig(const PipelinePlan& plan, PeftAdapter* adapter) {
   adapter->config["target_modules"] = PeftTargets(plan.config, modules);
   adapter->config["peft_version"] = kPeftVersion;
   adapter->config["revision"] = nullptr;
-  return absl::OkStatus();
 }
 
 }  // namespace
@@ -40,32 +40,24 @@ absl::Status CompleteConfig(const PipelinePlan& plan, PeftAdapter* adapter) {
 absl::StatusOr<std::vector<StageAdapter>> CollectAdapters(const PipelinePlan& plan, Engine& engine,
                                                           ReparamCalls& calls) {
   std::vector<StageAdapter> collected;
-  std::map<const PreparedStage*, std::pair<size_t, const ResolvedOptions*>> known;
+  std::map<const PreparedStage*, size_t> known;
   for (const LinearSlot& slot : plan.slots) {
     QM_ASSIGN_OR_RETURN(const std::vector<Engine::Adapter> adapters, engine.Adapters(slot.name));
     for (const Engine::Adapter& one : adapters) {
-      const ResolvedOptions& options = one.stage->OptionsOf(one.index);
-      const auto [found, fresh] =
-          known.try_emplace(one.stage, std::make_pair(collected.size(), &options));
+      const auto [found, fresh] = known.try_emplace(one.stage, collected.size());
       if (fresh) {
         StageAdapter& stage = collected.emplace_back();
         stage.stage = one.stage->stage->name;
-        QM_ASSIGN_OR_RETURN(const std::string config,
-                            calls.ToAdapter(one.stage->method.loaded, options, kTarget));
+        // The same for all layers of the stage (CheckAdapters).
+        QM_ASSIGN_OR_RETURN(
+            const std::string config,
+            calls.ToAdapter(one.stage->method.loaded, one.stage->OptionsOf(one.index), kTarget));
         stage.adapter.config = nlohmann::json::parse(config, nullptr, false);
-      } else if (*found->second.second != options) {
-        return absl::FailedPreconditionError(ErrorText(
-            absl::StrCat("the adapter of stage '", one.stage->stage->name, "' cannot be written"),
-            absl::StrCat("its options for ", slot.name,
-                         " differ from those of other layers, which the files cannot say"),
-            "give all layers of the stage the same options"));
       }
-      collected[found->second.first].adapter.modules[slot.name] = one.params;
+      collected[found->second].adapter.modules[slot.name] = one.params;
     }
   }
-  for (StageAdapter& stage : collected) {
-    QM_RETURN_IF_ERROR(CompleteConfig(plan, &stage.adapter));
-  }
+  for (StageAdapter& stage : collected) CompleteConfig(plan, &stage.adapter);
   return collected;
 }
 
@@ -83,8 +75,8 @@ absl::Status WriteAdaptersBeside(const std::vector<StageAdapter>& adapters,
 }
 
 absl::StatusOr<std::unique_ptr<LoadedAdapter>> LoadedAdapter::Open(
-    const std::string& directory, const std::vector<LoadedMethod>& methods, ReparamCalls& calls,
-    const ModelConfig& config) {
+    const std::string& directory, const Catalog& catalog, const std::vector<LoadedMethod>& methods,
+    ReparamCalls& calls, const ModelConfig& config) {
   QM_ASSIGN_OR_RETURN(const PeftAdapter files, ReadPeftAdapter(directory));
   const auto type = files.config.find("peft_type");
   if (type == files.config.end() || !type->is_string()) {
@@ -99,8 +91,12 @@ absl::StatusOr<std::unique_ptr<LoadedAdapter>> LoadedAdapter::Open(
         calls.FromAdapter(method, kTarget, files.config.dump());
     if (!options.ok()) return WithContext(options.status(), directory);
     if (!*options) continue;
+    const MethodInfo* info = catalog.FindMethod(method.method->id);
+    if (info == nullptr) continue;
     loaded->method_ = &method;
-    loaded->options_ = **std::move(options);
+    absl::StatusOr<ResolvedOptions> resolved = OptionsFor(*info, **options);
+    if (!resolved.ok()) return WithContext(resolved.status(), directory);
+    loaded->options_ = *std::move(resolved);
     break;
   }
   if (loaded->method_ == nullptr) {

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "core/checkpoint/peft_adapter.h"
 #include "core/model/config.h"
+#include "host/plugins/catalog.h"
 #include "host/plugins/registry.h"
 #include "host/run/engine.h"
 #include "host/run/train/adapted_source.h"
@@ -17,8 +18,7 @@
 
 namespace quantmill {
 
-// The adapters a run has trained, one per stage, in order. FAILED_PRECONDITION when a stage's
-// options differ from layer to layer, which the files cannot say.
+// The adapters a run has trained, one per stage, in order.
 struct StageAdapter {
   std::string stage;
   PeftAdapter adapter;
@@ -37,8 +37,8 @@ class LoadedAdapter {
   // NOT_FOUND when no method knows the kind of adapter; INVALID_ARGUMENT when a module or a
   // parameter does not fit the model. `methods` and `calls` must outlive the result.
   static absl::StatusOr<std::unique_ptr<LoadedAdapter>> Open(
-      const std::string& directory, const std::vector<LoadedMethod>& methods, ReparamCalls& calls,
-      const ModelConfig& config);
+      const std::string& directory, const Catalog& catalog,
+      const std::vector<LoadedMethod>& methods, ReparamCalls& calls, const ModelConfig& config);
 
   // Valid as long as this object.
   AdapterLookup Lookup();

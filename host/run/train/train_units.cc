@@ -7,19 +7,20 @@
 
 #include "absl/strings/str_cat.h"
 #include "host/run/fingerprint.h"
+#include "host/run/slot_work.h"
 #include "host/run/unit_keys.h"
+#include "nlohmann/json.hpp"
 
 namespace quantmill {
 namespace {
 
-constexpr int64_t kAttempts = 2;
-
+// All of it that changes the result, every digit of it.
 std::string TrainText(const TrainOptions& o) {
-  return absl::StrCat(o.tokens, " ", o.batch, " ", o.micro_batch, " ", o.sequence_length, " ",
-                      o.rate, " ", o.parameter_rate, " ", o.distill ? "distill" : "lm", " ",
-                      o.warmup, " ", o.rate_floor, " ", o.decay, " ", o.clip_norm, " ", o.norms,
-                      " ", o.embeddings, " ", o.checkpointing, " ", o.block_tokens, " ",
-                      o.block_rate, " ", o.block_batch);
+  return nlohmann::json::array({o.tokens, o.batch, o.micro_batch, o.sequence_length, o.rate,
+                                o.parameter_rate, o.distill, o.warmup, o.rate_floor, o.decay,
+                                o.clip_norm, o.norms, o.embeddings, o.block_tokens, o.block_rate,
+                                o.block_batch})
+      .dump();
 }
 
 SlotRecord RecordOf(const PipelinePlan& plan, const PreparedStage& stage,
@@ -120,7 +121,7 @@ std::vector<Unit> TrainedUnits(const PipelinePlan& plan, const PreparedStage& st
 absl::Status RefuseCrashedTraining(const JournalState& journal, const std::string& training_key) {
   const auto same = [&](const CrashRecord& crash) { return crash.key == training_key; };
   const auto& crashes = journal.crashes;
-  if (std::count_if(crashes.begin(), crashes.end(), same) < kAttempts) return absl::OkStatus();
+  if (std::count_if(crashes.begin(), crashes.end(), same) < kCallAttempts) return absl::OkStatus();
   return absl::AbortedError(absl::StrCat(std::find_if(crashes.begin(), crashes.end(), same)->how,
                                          ", twice; not tried again"));
 }

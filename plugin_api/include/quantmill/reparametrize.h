@@ -102,7 +102,8 @@ typedef struct qm_reparametrize { /* GROWABLE table */
    * NAME of a linear as base_model.model.LINEAR.NAME.weight.  [call] */
   qm_status (*to_adapter)(qm_call*, const char* target, const char** config_json) QM_NOEXCEPT;
   /* The way back: *options_json gets an object of option texts with which this method runs an
-   * adapter of that config.  QM_UNIMPLEMENTED: it is not one of this method.  [call] */
+   * adapter of that config; options it leaves out have their defaults.  QM_UNIMPLEMENTED: it is not
+   * one of this method.  [call] */
   qm_status (*from_adapter)(qm_call*, const char* target, const char* config_json,
                             const char** options_json) QM_NOEXCEPT;
 } qm_reparametrize;

@@ -1,18 +1,42 @@
-#include "json_object.h"
+// Reading small JSON objects: parameters of formats, descriptions that other tools keep in files.
+// Uses the standard library alone.
+#ifndef QUANTMILL_SDK_JSON_HPP_
+#define QUANTMILL_SDK_JSON_HPP_
 
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstddef>
+#include <map>
+#include <string>
+#include <string_view>
+#include <system_error>
 #include <utility>
+#include <vector>
 
-namespace quantmill::oftq {
-namespace {
+namespace qm {
 
-constexpr int kMostDepth = 32;
+struct JsonValue {
+  enum class Kind { kNull, kBool, kNumber, kString, kList, kObject };
+  Kind kind = Kind::kNull;
+  bool truth = false;           // kBool
+  double number = 0.0;          // kNumber, finite
+  std::string text;             // kString
+  bool empty = true;            // kList, kObject; what objects hold is checked and dropped
+  bool numeric = true;          // kList: of numbers alone, which are in
+  std::vector<double> numbers;  // kList
+};
+
+using JsonObject = std::map<std::string, JsonValue>;
+
+// Characters written as \uXXXX in strings: not taken, or taken as '?'.
+enum class JsonUnicode { kRefuse, kReplace };
+
+namespace json_detail {
 
 class Reader {
  public:
-  explicit Reader(std::string_view text) : rest_(text) {}
+  Reader(std::string_view text, JsonUnicode unicode) : rest_(text), unicode_(unicode) {}
 
   bool AtEnd() {
     SkipSpace();
@@ -34,10 +58,13 @@ class Reader {
   }
 
  private:
+  static constexpr int kMostDepth = 32;
+
   void SkipSpace() {
     rest_.remove_prefix(std::min(rest_.find_first_not_of(" \t\r\n"), rest_.size()));
   }
 
+  // Skips white space, then takes `c` if it comes next.
   bool Take(char c) {
     SkipSpace();
     if (rest_.empty() || rest_.front() != c) return false;
@@ -60,7 +87,7 @@ class Reader {
         return Object(depth + 1, &out->empty, nullptr);
       case '[':
         out->kind = JsonValue::Kind::kList;
-        return List(depth + 1, &out->empty);
+        return List(depth + 1, out);
       case '"':
         out->kind = JsonValue::Kind::kString;
         return String(&out->text);
@@ -77,13 +104,15 @@ class Reader {
     }
   }
 
-  bool List(int depth, bool* empty) {
+  bool List(int depth, JsonValue* out) {
     if (depth > kMostDepth || !Take('[')) return false;
-    *empty = Take(']');
-    if (*empty) return true;
+    out->empty = Take(']');
+    if (out->empty) return true;
     do {
       JsonValue value;
       if (!Value(depth, &value)) return false;
+      out->numeric = out->numeric && value.kind == JsonValue::Kind::kNumber;
+      out->numbers.push_back(value.number);
     } while (Take(','));
     return Take(']');
   }
@@ -93,7 +122,7 @@ class Reader {
     if (rest_.front() != '-' && (rest_.front() < '0' || rest_.front() > '9')) return false;
     const auto [end, error] = std::from_chars(rest_.data(), rest_.data() + rest_.size(), *out);
     if (error != std::errc() || !std::isfinite(*out)) return false;
-    rest_.remove_prefix(static_cast<size_t>(end - rest_.data()));
+    rest_.remove_prefix(static_cast<std::size_t>(end - rest_.data()));
     return true;
   }
 
@@ -117,7 +146,7 @@ class Reader {
     rest_.remove_prefix(1);
     if (letter == 'u') {
       const std::string_view digits = rest_.substr(0, 4);
-      if (digits.size() != 4 ||
+      if (unicode_ == JsonUnicode::kRefuse || digits.size() != 4 ||
           digits.find_first_not_of("0123456789abcdefABCDEF") != std::string_view::npos) {
         return false;
       }
@@ -125,22 +154,26 @@ class Reader {
       *out = '?';
       return true;
     }
-    const size_t at = kFrom.find(letter);
+    const std::size_t at = kFrom.find(letter);
     if (at == std::string_view::npos) return false;
     *out = kTo[at];
     return true;
   }
 
   std::string_view rest_;
+  const JsonUnicode unicode_;
 };
 
-}  // namespace
+}  // namespace json_detail
 
-bool ParseJsonObject(std::string_view text, JsonObject* out) {
+// False for anything but one JSON object with distinct keys, nested at most 32 deep.
+inline bool ParseJsonObject(std::string_view text, JsonUnicode unicode, JsonObject* out) {
   out->clear();
-  Reader reader(text);
+  json_detail::Reader reader(text, unicode);
   bool empty = false;
   return reader.Object(1, &empty, out) && reader.AtEnd();
 }
 
-}  // namespace quantmill::oftq
+}  // namespace qm
+
+#endif  // QUANTMILL_SDK_JSON_HPP_
