@@ -16,9 +16,11 @@
 
 namespace qm {
 
+// One member of an object. Which of the fields counts depends on the kind.
 struct JsonValue {
+  // What the text held.
   enum class Kind { kNull, kBool, kNumber, kString, kList, kObject };
-  Kind kind = Kind::kNull;
+  Kind kind = Kind::kNull;      // which of them this is
   bool truth = false;           // kBool
   double number = 0.0;          // kNumber, finite
   std::string text;             // kString
@@ -27,16 +29,17 @@ struct JsonValue {
   std::vector<double> numbers;  // kList
 };
 
+// The members of an object by their names.
 using JsonObject = std::map<std::string, JsonValue>;
 
-// Characters written as \uXXXX in strings: not taken, or taken as '?'.
+// Characters that strings give by number ("u" and four digits): not taken, or taken as '?'.
 enum class JsonUnicode { kRefuse, kReplace };
 
-namespace json_detail {
+namespace internal {
 
-class Reader {
+class JsonReader {
  public:
-  Reader(std::string_view text, JsonUnicode unicode) : rest_(text), unicode_(unicode) {}
+  JsonReader(std::string_view text, JsonUnicode unicode) : rest_(text), unicode_(unicode) {}
 
   bool AtEnd() {
     SkipSpace();
@@ -164,12 +167,12 @@ class Reader {
   const JsonUnicode unicode_;
 };
 
-}  // namespace json_detail
+}  // namespace internal
 
 // False for anything but one JSON object with distinct keys, nested at most 32 deep.
 inline bool ParseJsonObject(std::string_view text, JsonUnicode unicode, JsonObject* out) {
   out->clear();
-  json_detail::Reader reader(text, unicode);
+  internal::JsonReader reader(text, unicode);
   bool empty = false;
   return reader.Object(1, &empty, out) && reader.AtEnd();
 }
