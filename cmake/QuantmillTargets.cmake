@@ -39,8 +39,7 @@ function(quantmill_test name)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} quantmill_test_support GTest::gmock
                                         GTest::gtest GTest::gtest_main quantmill_options)
-  # Files of tests name their helpers alike: no unity build.
-  set_target_properties(${name} PROPERTIES UNITY_BUILD OFF
+  set_target_properties(${name} PROPERTIES
                         RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
   add_dependencies(${ARG_LABEL}_tests ${name})
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST

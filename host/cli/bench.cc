@@ -12,7 +12,7 @@
 namespace quantmill {
 namespace {
 
-absl::StatusOr<int> Run(const Arguments& arguments) {
+absl::StatusOr<int> RunBenchCommand(const Arguments& arguments) {
   BenchOptions options;
   options.file = arguments.Text("BENCH");
   options.directory = arguments.Text("out");
@@ -65,7 +65,7 @@ Command MakeBenchCommand() {
       "in "
       "the\n"
       "same way. Schema: docs/schema/bench.schema.json; examples: configs/bench/.";
-  command.run = Run;
+  command.run = RunBenchCommand;
   return command;
 }
 

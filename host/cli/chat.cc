@@ -23,7 +23,7 @@
 namespace quantmill {
 namespace {
 
-constexpr int64_t kDefaultContext = 4096;
+constexpr int64_t kChatContext = 4096;
 
 // A conversation: what the model has seen of it is in the session.
 class Conversation {
@@ -116,7 +116,7 @@ class Conversation {
 
 absl::StatusOr<int64_t> CapacityOf(const Arguments& args, const ModelConfig& config) {
   const int64_t limit = config.max_positions;
-  if (!args.Has("context")) return limit > 0 ? std::min(kDefaultContext, limit) : kDefaultContext;
+  if (!args.Has("context")) return limit > 0 ? std::min(kChatContext, limit) : kChatContext;
   const int64_t context = args.Integer("context");
   if (context >= 2 && (limit <= 0 || context <= limit)) return context;
   return UsageError(absl::StrCat("--context ", context, " is not possible"),
@@ -161,7 +161,7 @@ absl::Status Talk(const Arguments& args, Conversation& conversation, Record* rec
   return absl::OkStatus();
 }
 
-absl::StatusOr<int> Run(const Arguments& args) {
+absl::StatusOr<int> RunChatCommand(const Arguments& args) {
   QM_ASSIGN_OR_RETURN(GenerateOptions options, GenerateOptionsOf(args));
   const std::string directory = args.Text("MODEL");
   QM_RETURN_IF_ERROR(CheckModelDirectory(directory));
@@ -214,7 +214,7 @@ Command MakeChatCommand() {
           "input ends. Lines are put into the model's chat template where that is one of ChatML,\n"
           "Llama 3, [INST] and <|user|>; else the model continues the text of the conversation.\n"
           "When the context is full, the conversation starts anew with the last line.",
-      .run = Run};
+      .run = RunChatCommand};
   for (CommandOption& option : SamplingCommandOptions())
     command.options.push_back(std::move(option));
   for (CommandOption& option : LoadOptions()) command.options.push_back(std::move(option));

@@ -129,7 +129,7 @@ absl::StatusOr<CheckRequest> RequestFrom(const Arguments& args) {
   return request;
 }
 
-absl::StatusOr<int> Run(const Arguments& args) {
+absl::StatusOr<int> RunCheckCommand(const Arguments& args) {
   if (args.Flag("list")) return List(args);
   if (!args.Has("PLUGIN")) {
     return UsageError("no plugin to check", "",
@@ -186,7 +186,7 @@ Command MakeCheckCommand() {
           "Each case runs in a process of its own with a time limit: passed, skipped, warning,\n"
           "failed, crashed or timed out. Exit code 0: every case passed, was skipped or "
           "warned.\nThe rules are described in plugin_api/RULES.md.",
-      .run = Run};
+      .run = RunCheckCommand};
 }
 
 }  // namespace quantmill

@@ -13,7 +13,7 @@
 namespace quantmill {
 namespace {
 
-absl::StatusOr<int> Run(const Arguments&) {
+absl::StatusOr<int> RunCheckcaseCommand(const Arguments&) {
   if (fcntl(kEventDescriptor, F_GETFD) < 0) {
     return UsageError("'check-case' is started by 'check'", "", "use quantmill check");
   }
@@ -31,7 +31,7 @@ Command MakeCheckcaseCommand() {
   command.name = "check-case";
   command.summary = "internal: the process of one conformance case";
   command.hidden = true;
-  command.run = Run;
+  command.run = RunCheckcaseCommand;
   return command;
 }
 

@@ -66,7 +66,7 @@ absl::StatusOr<const MethodInfo*> Find(const Catalog& catalog, const std::string
   return use.method;
 }
 
-absl::StatusOr<int> Run(const Arguments& args) {
+absl::StatusOr<int> RunDescribeCommand(const Arguments& args) {
   QM_ASSIGN_OR_RETURN(const Catalog catalog, DiscoverPlugins(args.List("plugin")));
   const absl::StatusOr<const MethodInfo*> found = Find(catalog, args.Text("METHOD"));
   if (!found.ok()) return UsageError(found.status());
@@ -94,7 +94,7 @@ Command MakeDescribeCommand() {
           .arguments = {{"METHOD", "id of a method, e.g. gptq"}},
           .options = {PluginOption()},
           .examples = {"quantmill describe gptq", "quantmill describe ptq --json ptq.json"},
-          .run = Run};
+          .run = RunDescribeCommand};
 }
 
 }  // namespace quantmill

@@ -22,7 +22,7 @@
 namespace quantmill {
 namespace {
 
-constexpr int64_t kDefaultContext = 2048;
+constexpr int64_t kEvalContext = 2048;
 
 // ---- ids to logits ------------------------------------------------------------------------------
 
@@ -82,7 +82,7 @@ absl::StatusOr<int> RunLogits(const Arguments& args) {
 absl::StatusOr<int64_t> ContextOf(const Arguments& args, const ModelConfig& config) {
   const int64_t limit = config.max_positions;
   if (!args.Has("context")) {
-    return limit > 0 ? std::min(kDefaultContext, limit) : kDefaultContext;
+    return limit > 0 ? std::min(kEvalContext, limit) : kEvalContext;
   }
   const int64_t context = args.Integer("context");
   if (context < 2 || (limit > 0 && context > limit)) {
@@ -164,7 +164,7 @@ absl::StatusOr<int> RunText(const Arguments& args) {
   return kExitDone;
 }
 
-absl::StatusOr<int> Run(const Arguments& args) {
+absl::StatusOr<int> RunEvalCommand(const Arguments& args) {
   if (args.Has("tokens") != args.Has("logits")) {
     return UsageError("--tokens and --logits belong together",
                       "one names the ids to run, the other the file for the result",
@@ -221,7 +221,7 @@ Command MakeEvalCommand() {
           "Either --text, or --tokens with --logits. Windows are scored one by one without a "
           "token\n"
           "before them. KL is that of reference || model per position, in nats.",
-      .run = Run};
+      .run = RunEvalCommand};
   for (CommandOption& option : LoadOptions()) command.options.push_back(std::move(option));
   return command;
 }

@@ -46,7 +46,7 @@ absl::Status CheckPrompt(const std::vector<int32_t>& prompt, const ModelConfig& 
       "shorten the prompt");
 }
 
-absl::StatusOr<int> Run(const Arguments& args) {
+absl::StatusOr<int> RunGenerateCommand(const Arguments& args) {
   QM_ASSIGN_OR_RETURN(GenerateOptions options, GenerateOptionsOf(args));
   QM_RETURN_IF_ERROR(CheckModelDirectory(args.Text("MODEL")));
   QM_ASSIGN_OR_RETURN(options.more_eos, MoreEndsOfText(args.Text("MODEL")));
@@ -88,7 +88,7 @@ Command MakeGenerateCommand() {
       .examples = {"quantmill generate ./out --prompt \"Once upon a time\"",
                    "quantmill generate ./out --prompt \"Dear all,\" --temperature 0.8 --top-p "
                    "0.95 --seed 3"},
-      .run = Run};
+      .run = RunGenerateCommand};
   for (CommandOption& option : SamplingCommandOptions())
     command.options.push_back(std::move(option));
   for (CommandOption& option : LoadOptions()) command.options.push_back(std::move(option));

@@ -57,7 +57,7 @@ absl::StatusOr<int> InspectPlugin(const Arguments& args, const std::string& path
   return kExitDone;
 }
 
-absl::StatusOr<int> Run(const Arguments& args) {
+absl::StatusOr<int> RunInspectCommand(const Arguments& args) {
   const std::string path = args.Text("PATH");
   std::error_code error;
   if (!std::filesystem::exists(path, error)) {
@@ -99,7 +99,7 @@ Command MakeInspectCommand() {
       .examples = {"quantmill inspect ./Llama-3.1-8B", "quantmill inspect ./out --json -",
                    "quantmill inspect --manifest build/libqm_mine.so"},
       .notes = "A plugin is loaded into this process: its constructors run.",
-      .run = Run};
+      .run = RunInspectCommand};
 }
 
 }  // namespace quantmill

@@ -10,7 +10,6 @@
 #include "core/base/status.h"
 #include "core/checkpoint/quantization_config.h"
 #include "core/io/gguf_file.h"
-#include "host/cli/method_options.h"
 #include "host/pipeline/device.h"
 #include "host/plugins/catalog.h"
 #include "host/plugins/registry.h"
@@ -18,6 +17,7 @@
 #include "host/run/quantize_on_load.h"
 #include "host/run/train/adapted_source.h"
 #include "host/run/train/adapter_files.h"
+#include "host/worker/method_options.h"
 
 namespace quantmill {
 

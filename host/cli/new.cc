@@ -125,7 +125,7 @@ void PrintNext(const std::string& name, const fs::path& prefix, bool installed, 
   }
 }
 
-absl::StatusOr<int> Run(const Arguments& args) {
+absl::StatusOr<int> RunNewCommand(const Arguments& args) {
   const std::string name = args.Text("NAME"), chosen = args.Text("template");
   QM_RETURN_IF_ERROR(CheckName(name));
   QM_ASSIGN_OR_RETURN(const fs::path prefix, Prefix());
@@ -162,7 +162,7 @@ Command MakeNewCommand() {
           .examples = {"quantmill new my-method --template cpp",
                        "quantmill new my-method --template c"},
           .notes = "Templates lie in ../share/quantmill/templates beside this program.",
-          .run = Run};
+          .run = RunNewCommand};
 }
 
 }  // namespace quantmill

@@ -22,7 +22,7 @@ absl::StatusOr<PipelinePlan> CheckAll(const JobRequest& request, const Pipeline&
   return CheckPipeline(pipeline, catalog, config);
 }
 
-absl::StatusOr<int> Run(const Arguments& args) {
+absl::StatusOr<int> RunPlanCommand(const Arguments& args) {
   QM_ASSIGN_OR_RETURN(const JobRequest request, JobRequestOf(args));
   QM_ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(request));
   const absl::StatusOr<PipelinePlan> plan = CheckAll(request, pipeline);
@@ -49,7 +49,7 @@ Command MakePlanCommand() {
                       PluginOption()},
           .examples = {"quantmill plan pipeline.yaml",
                        "quantmill plan pipeline.yaml --set stages.0.options.bits=3 --json -"},
-          .run = Run};
+          .run = RunPlanCommand};
 }
 
 }  // namespace quantmill

@@ -52,7 +52,7 @@ nlohmann::ordered_json Json(const Catalog& catalog) {
   return {{"plugins", list}, {"searched", catalog.searched}};
 }
 
-absl::StatusOr<int> Run(const Arguments& args) {
+absl::StatusOr<int> RunPluginsCommand(const Arguments& args) {
   QM_ASSIGN_OR_RETURN(const Catalog catalog, DiscoverPlugins(args.List("plugin")));
   std::vector<std::vector<std::string>> rows = {
       {"FILE", "METHODS", "FORMATS", "KERNELS", "ABI", "STATUS"}};
@@ -93,7 +93,7 @@ Command MakePluginsCommand() {
               "Searched in this order: --plugin, $QUANTMILL_PLUGIN_PATH (files or folders, "
               "separated by ':'),\nthe installed folder ../lib/quantmill/plugins beside this "
               "program.",
-          .run = Run};
+          .run = RunPluginsCommand};
 }
 
 }  // namespace quantmill

@@ -6,12 +6,12 @@
 #include "core/base/status.h"
 #include "core/io/sha256.h"
 #include "host/cli/command.h"
-#include "host/cli/method_options.h"
 #include "host/cli/table.h"
 #include "host/pipeline/device.h"
 #include "host/plugins/catalog.h"
 #include "host/supervisor/supervise.h"
 #include "host/trial/replay_call.h"
+#include "host/worker/method_options.h"
 
 namespace quantmill {
 namespace {
@@ -103,7 +103,7 @@ nlohmann::ordered_json Json(const CrashBundle& bundle, const ReplayRequest& requ
   return json;
 }
 
-absl::StatusOr<int> Run(const Arguments& args) {
+absl::StatusOr<int> RunReplayCommand(const Arguments& args) {
   const absl::StatusOr<CrashBundle> bundle = ReadCrashBundle(args.Text("DIR"));
   if (!bundle.ok()) return UsageError(bundle.status());
   QM_ASSIGN_OR_RETURN(const ReplayRequest request, MakeRequest(args, *bundle));
@@ -149,7 +149,7 @@ Command MakeReplayCommand() {
       "its inputs), statistics, options and seed. Exit code 0 if that succeeds now, 1 if it fails "
       "in\n"
       "any way.";
-  command.run = Run;
+  command.run = RunReplayCommand;
   return command;
 }
 

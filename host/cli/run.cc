@@ -26,7 +26,7 @@ absl::StatusOr<nlohmann::ordered_json> RunInProcess(JobRequest request, Journal&
   return result;
 }
 
-absl::StatusOr<int> Run(const Arguments& arguments) {
+absl::StatusOr<int> RunRunCommand(const Arguments& arguments) {
   QM_ASSIGN_OR_RETURN(JobRequest request, JobRequestOf(arguments));
   QM_ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(request));
   QM_ASSIGN_OR_RETURN(const std::unique_ptr<Journal> journal,
@@ -85,7 +85,7 @@ Command MakeRunCommand() {
       "with\n"
       ".work), so that --resume goes on after an interruption or a crash. See configs/recipes for\n"
       "pipeline files.";
-  command.run = Run;
+  command.run = RunRunCommand;
   return command;
 }
 

@@ -10,10 +10,10 @@
 #include "absl/strings/str_split.h"
 #include "core/base/status.h"
 #include "host/cli/command.h"
-#include "host/cli/method_options.h"
 #include "host/cli/table.h"
 #include "host/pipeline/device.h"
 #include "host/trial/try_layers.h"
+#include "host/worker/method_options.h"
 #include "quantmill/all.h"
 
 namespace quantmill {
@@ -182,7 +182,7 @@ bool Succeeded(const std::vector<TryRow>& rows, const std::vector<Participant>& 
   return true;
 }
 
-absl::StatusOr<int> Run(const Arguments& args) {
+absl::StatusOr<int> RunTryCommand(const Arguments& args) {
   TryRequest request;
   QM_RETURN_IF_ERROR(ReadShape(args.Text("shape"), &request));
   request.seed = static_cast<uint64_t>(args.Integer("seed"));
@@ -266,7 +266,7 @@ Command MakeTryCommand() {
       "with E = W - A and H the Hessian of the inputs; BITS counts everything stored, per weight;\n"
       "TIME is the fastest of up to three calls; SCRATCH the most memory a call held beside its\n"
       "result. Exit code 1 if a method of the plugin failed on a layer.";
-  command.run = Run;
+  command.run = RunTryCommand;
   return command;
 }
 

@@ -13,20 +13,15 @@
 namespace quantmill {
 namespace {
 
-std::string Text(const nlohmann::json& line, const char* key) {
-  const auto it = line.find(key);
-  return it != line.end() && it->is_string() ? it->get<std::string>() : "";
-}
-
 void Apply(const nlohmann::json& line, JournalState* state) {
-  const std::string type = Text(line, "type");
+  const std::string type = TextOf(line, "type");
   if (type == "begin") {
     state->begun = true;
     state->done = false;
   } else if (type == "end") {
-    state->finished[Text(line, "key")] = Text(line, "digest");
+    state->finished[TextOf(line, "key")] = TextOf(line, "digest");
   } else if (type == "crash") {
-    state->crashes.push_back({Text(line, "key"), Text(line, "slots"), Text(line, "how")});
+    state->crashes.push_back({TextOf(line, "key"), TextOf(line, "slots"), TextOf(line, "how")});
   } else if (type == "done") {
     state->done = true;
   }
@@ -61,6 +56,11 @@ absl::StatusOr<std::string> ReadIfThere(const std::string& path) {
 }
 
 }  // namespace
+
+std::string TextOf(const nlohmann::json& line, const char* key) {
+  const auto it = line.find(key);
+  return it != line.end() && it->is_string() ? it->get<std::string>() : "";
+}
 
 bool CrashRecord::Covers(const std::string& slot) const {
   return absl::StrCat(",", slots, ",").find(absl::StrCat(",", slot, ",")) != std::string::npos;

@@ -14,6 +14,9 @@
 
 namespace quantmill {
 
+// The text under `key` of an object; empty when there is none.
+std::string TextOf(const nlohmann::json& line, const char* key);
+
 // A plugin call that took a worker down.
 struct CrashRecord {
   std::string key;    // of the unit

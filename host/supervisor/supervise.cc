@@ -22,14 +22,9 @@ namespace {
 
 constexpr int kAttempts = 2;
 
-std::string Text(const nlohmann::json& json, const char* key) {
-  const auto it = json.find(key);
-  return it != json.end() && it->is_string() ? it->get<std::string>() : "";
-}
-
 absl::Status StatusOf(const nlohmann::json& event) {
   const int code = event.value("code", static_cast<int>(absl::StatusCode::kInternal));
-  const absl::Status status(static_cast<absl::StatusCode>(code), Text(event, "message"));
+  const absl::Status status(static_cast<absl::StatusCode>(code), TextOf(event, "message"));
   switch (event.value("exit", static_cast<int>(kExitFailed))) {
     case kExitUsage:
       return UsageError(status);
@@ -47,7 +42,7 @@ std::string SlotList(const nlohmann::json& call) {
       if (slot.is_string()) slots.push_back(slot.get<std::string>());
     }
   }
-  return slots.empty() ? Text(call, "slot") : absl::StrJoin(slots, ",");
+  return slots.empty() ? TextOf(call, "slot") : absl::StrJoin(slots, ",");
 }
 
 std::string ReplayHint(const std::string& bundle) {
@@ -97,7 +92,7 @@ class Supervisor {
       return InterruptGuard::Interrupted() || !journal_sink_.status().ok();
     };
     return RunWorker(worker, [this](const nlohmann::json& event) {
-      const std::string type = Text(event, "type");
+      const std::string type = TextOf(event, "type");
       if (type == "result" || type == "error") {
         last_ = event;
       } else {
@@ -121,16 +116,16 @@ class Supervisor {
     if (!end.running_call) return HandleHostLoss(end, how);
     const nlohmann::json& call = *end.running_call;
     const std::string text = absl::StrCat(DescribeLoss(call, how), NoteOf(end));
-    const std::string key = Text(call, "key");
+    const std::string key = TextOf(call, "key");
     if (journal_ == nullptr || key.empty()) {
       return absl::InternalError(absl::StrCat(text, ReplayHint(SavePlanCall(call))));
     }
     QM_RETURN_IF_ERROR(journal_->Crash({key, SlotList(call), text}));
     int count = 0;
     for (const CrashRecord& crash : journal_->state().crashes) {
-      count += crash.key == key && crash.Covers(Text(call, "slot"));
+      count += crash.key == key && crash.Covers(TextOf(call, "slot"));
     }
-    const std::string hint = ReplayHint(Text(call, "bundle"));
+    const std::string hint = ReplayHint(TextOf(call, "bundle"));
     if (count > kAttempts) return absl::InternalError(absl::StrCat(text, hint));
     sink_(Warning(
         absl::StrCat(text, count < kAttempts ? "; retrying once" : "; not tried again", hint)));
@@ -141,14 +136,14 @@ class Supervisor {
   // none.
   std::string SavePlanCall(nlohmann::json call) const {
     if (options_.crash_dir.empty() || !call.contains("options")) return "";
-    const std::string directory =
-        absl::StrCat(options_.crash_dir, "/plan/", Text(call, "stage"), "/", Text(call, "slot"));
+    const std::string directory = absl::StrCat(options_.crash_dir, "/plan/", TextOf(call, "stage"),
+                                               "/", TextOf(call, "slot"));
     std::error_code error;
     std::filesystem::create_directories(directory, error);
-    const absl::StatusOr<std::string> digest = Sha256OfFile(Text(call, "path"));
+    const absl::StatusOr<std::string> digest = Sha256OfFile(TextOf(call, "path"));
     if (error || !digest.ok()) return "";
     if (call.contains("config")) {  // a transform asks about a block of the model
-      std::filesystem::copy_file(Text(call, "config"), directory + "/config.json",
+      std::filesystem::copy_file(TextOf(call, "config"), directory + "/config.json",
                                  std::filesystem::copy_options::overwrite_existing, error);
       if (error) return "";
     }
@@ -161,8 +156,8 @@ class Supervisor {
     const std::optional<nlohmann::json>& ended_call = end.ended_call;
     std::string text = absl::StrCat("the worker ", how, " outside of any plugin call");
     if (ended_call) {
-      absl::StrAppend(&text, " (the last one was ", Text(*ended_call, "function"), " of ",
-                      Text(*ended_call, "plugin"), " on ", SlotList(*ended_call),
+      absl::StrAppend(&text, " (the last one was ", TextOf(*ended_call, "function"), " of ",
+                      TextOf(*ended_call, "plugin"), " on ", SlotList(*ended_call),
                       "; a plugin that writes to memory it no longer owns does this",
                       RuleNote("QM-P-003"), ")");
     }
@@ -192,19 +187,19 @@ class Supervisor {
 }  // namespace
 
 std::string DescribeLoss(const nlohmann::json& call, const std::string& how) {
-  return absl::StrCat("plugin ", Text(call, "plugin"), " ", Text(call, "version"), " ", how, " in ",
-                      Text(call, "function"), " on ", SlotList(call), " ", Text(call, "shape"),
-                      ", stage ", Text(call, "stage"));
+  return absl::StrCat("plugin ", TextOf(call, "plugin"), " ", TextOf(call, "version"), " ", how,
+                      " in ", TextOf(call, "function"), " on ", SlotList(call), " ",
+                      TextOf(call, "shape"), ", stage ", TextOf(call, "stage"));
 }
 
 void JournalSink::Handle(const nlohmann::json& event) {
-  const std::string type = Text(event, "type");
+  const std::string type = TextOf(event, "type");
   absl::Status status;
   if (journal_ != nullptr && type == "begin") {
-    status =
-        journal_->Begin(Text(event, "key"), Text(event, "stage"), event.value("block", int64_t{0}));
+    status = journal_->Begin(TextOf(event, "key"), TextOf(event, "stage"),
+                             event.value("block", int64_t{0}));
   } else if (journal_ != nullptr && type == "end") {
-    status = journal_->End(Text(event, "key"), Text(event, "digest"));
+    status = journal_->End(TextOf(event, "key"), TextOf(event, "digest"));
   }
   if (!status.ok() && status_.ok()) status_ = status;
   next_(event);
@@ -229,8 +224,9 @@ nlohmann::json ErrorEvent(const absl::Status& status) {
 }
 
 absl::Status ReadAnswer(const nlohmann::json& event, nlohmann::ordered_json* value) {
-  if (Text(event, "type") != "result") return StatusOf(event);
-  *value = nlohmann::ordered_json::parse(Text(event, "value"), nullptr, /*allow_exceptions=*/false);
+  if (TextOf(event, "type") != "result") return StatusOf(event);
+  *value =
+      nlohmann::ordered_json::parse(TextOf(event, "value"), nullptr, /*allow_exceptions=*/false);
   return absl::OkStatus();
 }
 

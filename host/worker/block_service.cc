@@ -14,8 +14,6 @@ namespace {
 
 constexpr uint64_t kMaxOverrides = 1 << 20;
 
-CallContext& ContextOf(qm_call* call) { return *static_cast<CallContext*>(call->host_data); }
-
 qm_status FromStatus(qm_call* call, const char* function, const absl::Status& status) {
   if (status.ok()) return QM_OK;
   return call->fail(call, static_cast<qm_status>(status.code()),

@@ -12,8 +12,6 @@
 namespace quantmill {
 namespace {
 
-CallContext& ContextOf(qm_call* call) { return *static_cast<CallContext*>(call->host_data); }
-
 qm_status Fail(qm_call* call, qm_status code, const std::string& text) {
   return call->fail(call, code, text.c_str());
 }

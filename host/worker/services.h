@@ -25,6 +25,7 @@ struct CallContext {
   Tensor block_output;                        // of the last qm.host.block/1 forward
   qm_host_cuda cuda = {};  // filled by HostService on first use; struct_size 0 = not yet
 };
+inline CallContext& ContextOf(qm_call* call) { return *static_cast<CallContext*>(call->host_data); }
 
 // Marks the time a call spends in a service, which may take long and reports no progress.
 class ServiceMark {

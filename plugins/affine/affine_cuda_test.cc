@@ -89,7 +89,7 @@ class DeviceView {
   qm_packed packed_;
 };
 
-std::vector<WeightSpec> Specs() {
+std::vector<WeightSpec> CudaSpecs() {
   std::vector<WeightSpec> specs;
   for (int bits : {2, 3, 4, 8}) {
     for (Zero zero : {Zero::kNone, Zero::kInt, Zero::kFloat}) {
@@ -133,7 +133,7 @@ void ExpectDequantized(const PackedWeight& weight, const qm_packed* packed) {
 }
 
 TEST_F(Cuda, DequantizeEqualsTheReferenceBitForBit) {
-  for (const WeightSpec& spec : Specs()) {
+  for (const WeightSpec& spec : CudaSpecs()) {
     const PackedWeight weight = RandomWeight(spec);
     SCOPED_TRACE(weight.format_json);
     FakeCall owner(kGpu);
@@ -217,7 +217,7 @@ void ExpectProduct(const PackedWeight& weight, const qm_packed* packed, int64_t 
 }
 
 TEST_F(Cuda, MatmulEqualsTheReferenceWithinRounding) {
-  for (const WeightSpec& spec : Specs()) {
+  for (const WeightSpec& spec : CudaSpecs()) {
     const PackedWeight weight = RandomWeight(spec);
     FakeCall owner(kGpu), prepack(kGpu);
     const DeviceView view(&owner, weight);

@@ -12,7 +12,7 @@ using ::testing::HasSubstr;
 using Zero = AffineIntParams::Zero;
 using qm::testing::FakeCall;
 
-std::vector<WeightSpec> Specs() {
+std::vector<WeightSpec> CheckedSpecs() {
   std::vector<WeightSpec> specs;
   for (int bits : {2, 3, 4, 8}) {
     for (int64_t group : {-1, 8, 32, 128, 256}) {
@@ -54,7 +54,7 @@ void ExpectDequantized(const PackedWeight& weight, const qm_packed* packed, DTyp
 }
 
 TEST(CpuDequantize, EqualsTheReferenceBitForBit) {
-  for (const WeightSpec& spec : Specs()) {
+  for (const WeightSpec& spec : CheckedSpecs()) {
     SCOPED_TRACE(Name(spec));
     const PackedWeight weight = RandomWeight(spec);
     const View view(weight);
@@ -93,7 +93,7 @@ class CpuMatmul : public ::testing::TestWithParam<affine::CpuLevel> {
 };
 
 TEST_P(CpuMatmul, EqualsTheReferenceWithinRounding) {
-  for (const WeightSpec& spec : Specs()) {
+  for (const WeightSpec& spec : CheckedSpecs()) {
     SCOPED_TRACE(Name(spec));
     const PackedWeight weight = RandomWeight(spec);
     const View view(weight);

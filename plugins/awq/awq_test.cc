@@ -18,7 +18,7 @@ namespace {
 
 using qm::testing::FakeCall;
 
-std::vector<float> Normal(int64_t count, float deviation, uint32_t seed) {
+std::vector<float> NormalValues(int64_t count, float deviation, uint32_t seed) {
   std::mt19937 engine(seed);
   std::normal_distribution<float> normal(0.0f, deviation);
   std::vector<float> values(static_cast<size_t>(count));
@@ -33,8 +33,8 @@ struct Sample {
   std::vector<float> w, s;
 
   Sample(int64_t r, int64_t c, int64_t group) : rows(r), columns(c), width(group) {
-    w = Normal(rows * columns, 0.05f, 7);
-    s = Normal(columns, 1.0f, 8);
+    w = NormalValues(rows * columns, 0.05f, 7);
+    s = NormalValues(columns, 1.0f, 8);
     for (float& value : s) value = std::exp(value);
     for (int64_t i = 0; i < columns; ++i) {
       w[static_cast<size_t>(i)] = 0.0f;
@@ -194,8 +194,8 @@ TEST(ClipDeltas, AreTheErrorsOfTheClippedGroups) {
 }
 
 std::vector<float> RunDots(FakeCall* call, int64_t rows, int64_t columns) {
-  const qm_tensor a = call->Tensor(Normal(rows * columns, 1.0f, 1), {rows, columns});
-  const qm_tensor b = call->Tensor(Normal(rows * columns, 1.0f, 2), {rows, columns});
+  const qm_tensor a = call->Tensor(NormalValues(rows * columns, 1.0f, 1), {rows, columns});
+  const qm_tensor b = call->Tensor(NormalValues(rows * columns, 1.0f, 2), {rows, columns});
   float* sums = nullptr;
   Output(call, rows, &sums);
   EXPECT_EQ(RowDots(call->get(), static_cast<const float*>(a.data),
@@ -208,7 +208,8 @@ TEST(RowDots, AreDots) {
   for (const int64_t columns : {1, 31, 128, 333}) {
     FakeCall call;
     const std::vector<float> sums = RunDots(&call, 70, columns);
-    const std::vector<float> a = Normal(70 * columns, 1.0f, 1), b = Normal(70 * columns, 1.0f, 2);
+    const std::vector<float> a = NormalValues(70 * columns, 1.0f, 1),
+                             b = NormalValues(70 * columns, 1.0f, 2);
     for (int64_t row = 0; row < 70; ++row) {
       double sum = 0, size = 0;
       for (int64_t i = row * columns; i < (row + 1) * columns; ++i) {
@@ -247,9 +248,10 @@ TEST(AddRelative, AddsMagnitudesRelativeToTheirGroup) {
 
 // ---- rounding -----------------------------------------------------------------------------------
 
-const qm_method& Method() { return *qm_plugin_entry_v1()->methods[0]; }
+const qm_method& AwqMethod() { return *qm_plugin_entry_v1()->methods[0]; }
 const qm_quantize_linear& Quantizer() {
-  return *static_cast<const qm_quantize_linear*>(Method().ext(&Method(), QM_EXT_QUANTIZE_LINEAR));
+  return *static_cast<const qm_quantize_linear*>(
+      AwqMethod().ext(&AwqMethod(), QM_EXT_QUANTIZE_LINEAR));
 }
 
 qm_linear_info InfoOf(const Sample& sample) {
@@ -264,7 +266,7 @@ qm_linear_info InfoOf(const Sample& sample) {
 }
 
 qm_status Quantize(FakeCall* call, const Sample& sample, int bits, bool symmetric) {
-  call->Defaults(Method())
+  call->Defaults(AwqMethod())
       .Set("bits", std::to_string(bits))
       .Set("group_size", std::to_string(sample.width))
       .Set("symmetric", symmetric ? "true" : "false");

@@ -61,7 +61,7 @@ class DeviceView {
 
 // Whole chunks, a last one that is not full, more outputs than one block has; widths that vector
 // loads do not fit; one output.
-std::vector<Spec> Specs() {
+std::vector<Spec> CudaSpecs() {
   std::vector<Spec> specs = AllParameters(200, 512);
   for (const Spec& spec : AllParameters(33, 4112, DType::kBF16)) specs.push_back(spec);
   for (const Spec& spec : AllParameters(40, 100, DType::kF32)) specs.push_back(spec);
@@ -70,7 +70,7 @@ std::vector<Spec> Specs() {
 }
 
 TEST_F(Cuda, DequantizeEqualsTheReferenceBitForBit) {
-  for (const Spec& spec : Specs()) {
+  for (const Spec& spec : CudaSpecs()) {
     const PackedWeight weight = RandomWeight(spec);
     FakeCall owner(kGpu);
     const DeviceView view(&owner, weight);
@@ -144,7 +144,7 @@ void ExpectProduct(const PackedWeight& weight, const qm_packed* packed, int64_t 
 }
 
 TEST_F(Cuda, ProductsEqualTheReferenceWithinRounding) {
-  for (const Spec& spec : Specs()) {
+  for (const Spec& spec : CudaSpecs()) {
     const PackedWeight weight = RandomWeight(spec);
     FakeCall owner(kGpu);
     const DeviceView view(&owner, weight);

@@ -11,7 +11,7 @@ namespace {
 using qm::testing::FakeCall;
 using ::testing::HasSubstr;
 
-std::vector<Spec> Specs() {
+std::vector<Spec> CheckedSpecs() {
   std::vector<Spec> specs = AllParameters(33, 192);
   for (const Spec& spec : AllParameters(5, 37, DType::kF32)) specs.push_back(spec);
   for (const Spec& spec : AllParameters(1, 1, DType::kBF16)) specs.push_back(spec);
@@ -25,7 +25,7 @@ class Loops : public ::testing::TestWithParam<bool> {
 };
 
 TEST_P(Loops, DequantizeEqualsTheReferenceBitForBit) {
-  for (const Spec& spec : Specs()) {
+  for (const Spec& spec : CheckedSpecs()) {
     const PackedWeight weight = RandomWeight(spec);
     SCOPED_TRACE(weight.format_json);
     for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
@@ -69,7 +69,7 @@ void ExpectProduct(const PackedWeight& weight, int64_t rows, bool linalg = true)
 }
 
 TEST_P(Loops, FewRowsEqualTheReferenceWithinRounding) {
-  for (const Spec& spec : Specs()) {
+  for (const Spec& spec : CheckedSpecs()) {
     const PackedWeight weight = RandomWeight(spec);
     for (const int64_t rows : {1, 2, 3, 4, 7, 8}) ExpectProduct(weight, rows);
   }

@@ -21,12 +21,13 @@ using qm::testing::AffineContent;
 using qm::testing::FakeCall;
 using qm::testing::ReadAffine;
 
-const qm_method& Method() { return *qm_plugin_entry_v1()->methods[0]; }
-const qm_quantize_linear& Table() {
-  return *static_cast<const qm_quantize_linear*>(Method().ext(&Method(), QM_EXT_QUANTIZE_LINEAR));
+const qm_method& PtqMethod() { return *qm_plugin_entry_v1()->methods[0]; }
+const qm_quantize_linear& PtqTable() {
+  return *static_cast<const qm_quantize_linear*>(
+      PtqMethod().ext(&PtqMethod(), QM_EXT_QUANTIZE_LINEAR));
 }
 
-qm_linear_info Info(int64_t rows, int64_t cols, qm_dtype scale_dtype = QM_F16) {
+qm_linear_info PtqInfo(int64_t rows, int64_t cols, qm_dtype scale_dtype = QM_F16) {
   qm_linear_info info = {};
   info.struct_size = sizeof info;
   info.name = "model.layers.0.mlp.up_proj";
@@ -55,7 +56,7 @@ struct Setting {
 };
 
 void Apply(const Setting& setting, FakeCall* call) {
-  call->Defaults(Method())
+  call->Defaults(PtqMethod())
       .Set("bits", std::to_string(setting.bits))
       .Set("group_size", std::to_string(setting.group_size))
       .Set("symmetric", setting.symmetric ? "true" : "false")
@@ -67,7 +68,7 @@ qm_status Quantize(FakeCall& call, const qm_linear_info& info, const std::vector
   const qm_tensor weight = call.Tensor(w, {info.out_features, info.in_features});
   qm_stats stats = {};
   stats.struct_size = sizeof stats;
-  return Table().run(call.get(), &info, &weight, &stats, out);
+  return PtqTable().run(call.get(), &info, &weight, &stats, out);
 }
 
 // ---- the slow reference ------------------------------------------------------------------------
@@ -126,22 +127,22 @@ class PtqSettings : public ::testing::TestWithParam<std::tuple<int, int64_t, boo
   }
 };
 
-constexpr int64_t kRows = 9, kCols = 384;
+constexpr int64_t kPtqRows = 9, kPtqCols = 384;
 
 TEST_P(PtqSettings, RoundToNearestEqualsTheSlowReference) {
   const Setting s = Make("rtn");
   FakeCall call;
   Apply(s, &call);
-  std::vector<float> w = Gaussian(kRows * kCols, 1);
-  for (int64_t c = 0; c < kCols; ++c) {
-    w[1 * kCols + c] = 0.0f;   // zeros
-    w[2 * kCols + c] = 0.25f;  // constant, no negatives
-    w[3 * kCols + c] = -std::fabs(w[3 * kCols + c]);
-    w[4 * kCols + c] *= 1e-7f;  // scales below the least half
-    w[5 * kCols + c] *= 3e6f;
+  std::vector<float> w = Gaussian(kPtqRows * kPtqCols, 1);
+  for (int64_t c = 0; c < kPtqCols; ++c) {
+    w[1 * kPtqCols + c] = 0.0f;   // zeros
+    w[2 * kPtqCols + c] = 0.25f;  // constant, no negatives
+    w[3 * kPtqCols + c] = -std::fabs(w[3 * kPtqCols + c]);
+    w[4 * kPtqCols + c] *= 1e-7f;  // scales below the least half
+    w[5 * kPtqCols + c] *= 3e6f;
   }
   qm_packed packed = {};
-  const qm_linear_info info = Info(kRows, kCols, s.scale_dtype);
+  const qm_linear_info info = PtqInfo(kPtqRows, kPtqCols, s.scale_dtype);
   ASSERT_EQ(Quantize(call, info, w, &packed), QM_OK) << call.error();
   EXPECT_STREQ(packed.format_id, "qm.fmt.affine-int/1");
   EXPECT_EQ(packed.format_json, "{\"bits\":" + std::to_string(s.bits) +
@@ -149,17 +150,17 @@ TEST_P(PtqSettings, RoundToNearestEqualsTheSlowReference) {
                                     ",\"zero\":\"" + (s.symmetric ? "none" : "int") + "\"}");
   EXPECT_EQ(call.EmittedTensor(0, "scale").dtype, s.scale_dtype);
   const AffineContent got = ReadAffine(call, packed, s.bits);
-  const int64_t width = s.group_size < 0 ? kCols : s.group_size;
-  for (int64_t r = 0; r < kRows; ++r) {
-    for (int64_t g = 0; g < kCols / width; ++g) {
-      const float* group = w.data() + r * kCols + g * width;
+  const int64_t width = s.group_size < 0 ? kPtqCols : s.group_size;
+  for (int64_t r = 0; r < kPtqRows; ++r) {
+    for (int64_t g = 0; g < kPtqCols / width; ++g) {
+      const float* group = w.data() + r * kPtqCols + g * width;
       float lo, hi;
       SlowRange(group, width, s, &lo, &hi);
       const SlowGroup want = SlowFromRange(lo, hi, s);
       ASSERT_EQ(got.scale[r * got.groups + g], want.scale) << "row " << r << " group " << g;
       ASSERT_EQ(got.zero[r * got.groups + g], want.zero) << "row " << r << " group " << g;
       for (int64_t i = 0; i < width; ++i) {
-        ASSERT_EQ(got.codes[r * kCols + g * width + i], SlowCode(group[i], want, s.bits))
+        ASSERT_EQ(got.codes[r * kPtqCols + g * width + i], SlowCode(group[i], want, s.bits))
             << "row " << r << " column " << g * width + i;
       }
     }
@@ -171,15 +172,16 @@ TEST_P(PtqSettings, SearchFindsTheLeastSquaredError) {
   const Setting s = Make("mse");
   FakeCall call;
   Apply(s, &call);
-  std::vector<float> w = Gaussian(kRows * kCols, 2);
+  std::vector<float> w = Gaussian(kPtqRows * kPtqCols, 2);
   for (size_t i = 0; i < w.size(); i += 97) w[i] *= 6.0f;  // outliers worth clipping
   qm_packed packed = {};
-  ASSERT_EQ(Quantize(call, Info(kRows, kCols, s.scale_dtype), w, &packed), QM_OK) << call.error();
+  ASSERT_EQ(Quantize(call, PtqInfo(kPtqRows, kPtqCols, s.scale_dtype), w, &packed), QM_OK)
+      << call.error();
   const AffineContent got = ReadAffine(call, packed, s.bits);
-  const int64_t width = s.group_size < 0 ? kCols : s.group_size;
-  for (int64_t r = 0; r < kRows; ++r) {
-    for (int64_t g = 0; g < kCols / width; ++g) {
-      const float* group = w.data() + r * kCols + g * width;
+  const int64_t width = s.group_size < 0 ? kPtqCols : s.group_size;
+  for (int64_t r = 0; r < kPtqRows; ++r) {
+    for (int64_t g = 0; g < kPtqCols / width; ++g) {
+      const float* group = w.data() + r * kPtqCols + g * width;
       float lo, hi;
       SlowRange(group, width, s, &lo, &hi);
       double best = INFINITY;
@@ -194,7 +196,7 @@ TEST_P(PtqSettings, SearchFindsTheLeastSquaredError) {
       const double slack = 1.0 + 2.0 * static_cast<double>(width) * 6e-8;
       EXPECT_LE(SlowError(group, width, chosen, s.bits), best * slack);
       for (int64_t i = 0; i < width; ++i) {
-        ASSERT_EQ(got.codes[r * kCols + g * width + i], SlowCode(group[i], chosen, s.bits));
+        ASSERT_EQ(got.codes[r * kPtqCols + g * width + i], SlowCode(group[i], chosen, s.bits));
       }
     }
   }
@@ -205,20 +207,21 @@ TEST_P(PtqSettings, PercentileIsTheInterpolatedQuantile) {
   FakeCall call;
   Apply(s, &call);
   call.Set("percentile", "0.97");
-  const std::vector<float> w = Gaussian(kRows * kCols, 3);
+  const std::vector<float> w = Gaussian(kPtqRows * kPtqCols, 3);
   qm_packed packed = {};
-  ASSERT_EQ(Quantize(call, Info(kRows, kCols, s.scale_dtype), w, &packed), QM_OK) << call.error();
+  ASSERT_EQ(Quantize(call, PtqInfo(kPtqRows, kPtqCols, s.scale_dtype), w, &packed), QM_OK)
+      << call.error();
   const AffineContent got = ReadAffine(call, packed, s.bits);
-  const int64_t width = s.group_size < 0 ? kCols : s.group_size;
+  const int64_t width = s.group_size < 0 ? kPtqCols : s.group_size;
   const auto quantile = [&](std::vector<double> v, double q) {
     std::sort(v.begin(), v.end());
     const double at = q * static_cast<double>(v.size() - 1);
     const size_t k = static_cast<size_t>(at);
     return k + 1 < v.size() ? v[k] + (at - static_cast<double>(k)) * (v[k + 1] - v[k]) : v[k];
   };
-  for (int64_t r = 0; r < kRows; ++r) {
-    for (int64_t g = 0; g < kCols / width; ++g) {
-      const float* group = w.data() + r * kCols + g * width;
+  for (int64_t r = 0; r < kPtqRows; ++r) {
+    for (int64_t g = 0; g < kPtqCols / width; ++g) {
+      const float* group = w.data() + r * kPtqCols + g * width;
       std::vector<double> values(group, group + width), sizes;
       for (const double v : values) sizes.push_back(std::fabs(v));
       const double hi = s.symmetric ? quantile(sizes, 0.97) : std::max(0.0, quantile(values, 0.97));
@@ -246,7 +249,7 @@ TEST(Ptq, BitStreamEqualsPublishedVectors) {
     std::vector<float> w;  // 0, 1/8, 2/8, ...: scale 1/8 and zero point 0, so the code is i mod m
     for (int i = 0; i < 32; ++i) w.push_back(0.125f * static_cast<float>(i % modulus));
     qm_packed packed = {};
-    EXPECT_EQ(Quantize(call, Info(1, 32, QM_F32), w, &packed), QM_OK) << call.error();
+    EXPECT_EQ(Quantize(call, PtqInfo(1, 32, QM_F32), w, &packed), QM_OK) << call.error();
     std::vector<uint32_t> out;
     for (const int32_t x : call.Read<int32_t>(0, "codes")) out.push_back(static_cast<uint32_t>(x));
     return out;
@@ -260,7 +263,7 @@ TEST(Ptq, UnusedBitsOfTheLastWordAreZero) {
   FakeCall call;
   Apply({3, -1, false, "rtn", QM_F16}, &call);
   qm_packed packed = {};
-  ASSERT_EQ(Quantize(call, Info(2, 13), Gaussian(26, 4), &packed), QM_OK) << call.error();
+  ASSERT_EQ(Quantize(call, PtqInfo(2, 13), Gaussian(26, 4), &packed), QM_OK) << call.error();
   const std::vector<int32_t> words = call.Read<int32_t>(0, "codes");
   ASSERT_EQ(words.size(), 4u);
   EXPECT_EQ(static_cast<uint32_t>(words[1]) >> 7, 0u);
@@ -275,7 +278,7 @@ TEST(Ptq, ThreadsDoNotChangeTheBytes) {
     call.Threads(threads);
     Apply({4, 64, false, "mse", QM_F16}, &call);
     qm_packed packed = {};
-    ASSERT_EQ(Quantize(call, Info(70, 384), w, &packed), QM_OK) << call.error();
+    ASSERT_EQ(Quantize(call, PtqInfo(70, 384), w, &packed), QM_OK) << call.error();
     results.push_back(call.Read<int32_t>(0, "codes"));
   }
   EXPECT_EQ(results[0], results[1]);
@@ -292,9 +295,9 @@ TEST(Ptq, RowsMayBeFartherApart) {
   qm_tensor view = b.Tensor(wide, {4, 256});
   view.shape[1] = 128;
   qm_packed pa = {}, pb = {};
-  const qm_linear_info info = Info(4, 128);
+  const qm_linear_info info = PtqInfo(4, 128);
   ASSERT_EQ(Quantize(a, info, narrow, &pa), QM_OK);
-  ASSERT_EQ(Table().run(b.get(), &info, &view, nullptr, &pb), QM_OK) << b.error();
+  ASSERT_EQ(PtqTable().run(b.get(), &info, &view, nullptr, &pb), QM_OK) << b.error();
   EXPECT_EQ(a.Read<int32_t>(0, "codes"), b.Read<int32_t>(0, "codes"));
 }
 
@@ -308,7 +311,7 @@ TEST(Ptq, NotFiniteWeightIsNamed) {
     w[17 * 128 + 3] = bad;
     w[12 * 128 + 100] = bad;
     qm_packed packed = {};
-    EXPECT_EQ(Quantize(call, Info(20, 128), w, &packed), QM_INVALID_ARGUMENT);
+    EXPECT_EQ(Quantize(call, PtqInfo(20, 128), w, &packed), QM_INVALID_ARGUMENT);
     EXPECT_NE(call.error().find("row 12, column 100"), std::string::npos) << call.error();
   }
 }
@@ -320,26 +323,27 @@ TEST(Ptq, PlanRefusesWhatRunWould) {
     call.Set(name, value);
     qm_quant_plan out = {};
     out.struct_size = sizeof out;
-    EXPECT_EQ(Table().plan(call.get(), &info, &out), QM_INVALID_ARGUMENT) << name << value;
+    EXPECT_EQ(PtqTable().plan(call.get(), &info, &out), QM_INVALID_ARGUMENT) << name << value;
     return call.error();
   };
-  EXPECT_NE(plan("group_size", "96", Info(8, 4096)).find("use 16, 32, 64, 128"), std::string::npos);
-  EXPECT_NE(plan("group_size", "0", Info(8, 4096)).find("group_size 0"), std::string::npos);
-  EXPECT_NE(plan("group_size", "-2", Info(8, 4096)).find("-1"), std::string::npos);
-  EXPECT_NE(plan("bits", "5", Info(8, 4096)).find("2, 3, 4 or 8"), std::string::npos);
-  EXPECT_NE(plan("variant", "best", Info(8, 4096)).find("percentile"), std::string::npos);
-  EXPECT_NE(plan("percentile", "1.5", Info(8, 4096)).find("0.5 .. 1"), std::string::npos);
-  EXPECT_NE(plan("bits", "4", Info(8, 4096, QM_I32)).find("scale"), std::string::npos);
-  EXPECT_NE(plan("bits", "4", Info(0, 4096)).find("positive"), std::string::npos);
+  EXPECT_NE(plan("group_size", "96", PtqInfo(8, 4096)).find("use 16, 32, 64, 128"),
+            std::string::npos);
+  EXPECT_NE(plan("group_size", "0", PtqInfo(8, 4096)).find("group_size 0"), std::string::npos);
+  EXPECT_NE(plan("group_size", "-2", PtqInfo(8, 4096)).find("-1"), std::string::npos);
+  EXPECT_NE(plan("bits", "5", PtqInfo(8, 4096)).find("2, 3, 4 or 8"), std::string::npos);
+  EXPECT_NE(plan("variant", "best", PtqInfo(8, 4096)).find("percentile"), std::string::npos);
+  EXPECT_NE(plan("percentile", "1.5", PtqInfo(8, 4096)).find("0.5 .. 1"), std::string::npos);
+  EXPECT_NE(plan("bits", "4", PtqInfo(8, 4096, QM_I32)).find("scale"), std::string::npos);
+  EXPECT_NE(plan("bits", "4", PtqInfo(0, 4096)).find("positive"), std::string::npos);
 }
 
 TEST(Ptq, PlanBoundsTheScratchOfRun) {
   FakeCall call;
   Apply({}, &call);
-  const qm_linear_info info = Info(64, 256);
+  const qm_linear_info info = PtqInfo(64, 256);
   qm_quant_plan plan = {};
   plan.struct_size = sizeof plan;
-  ASSERT_EQ(Table().plan(call.get(), &info, &plan), QM_OK);
+  ASSERT_EQ(PtqTable().plan(call.get(), &info, &plan), QM_OK);
   EXPECT_STREQ(plan.format_id, "qm.fmt.affine-int/1");
   EXPECT_EQ(plan.stat_count, 0u);
   EXPECT_GT(plan.flops, 0.0);
@@ -349,7 +353,7 @@ TEST(Ptq, PlanBoundsTheScratchOfRun) {
 }
 
 TEST(Ptq, EveryFailedAllocationIsReported) {
-  const qm_linear_info info = Info(4, 128);
+  const qm_linear_info info = PtqInfo(4, 128);
   FakeCall good;
   Apply({}, &good);
   qm_packed packed = {};
@@ -374,19 +378,19 @@ TEST(Ptq, StopsWhenAsked) {
   Apply({}, &call);
   call.CancelAt(1);
   qm_packed packed = {};
-  EXPECT_EQ(Quantize(call, Info(64, 128), Gaussian(64 * 128, 10), &packed), QM_CANCELLED);
+  EXPECT_EQ(Quantize(call, PtqInfo(64, 128), Gaussian(64 * 128, 10), &packed), QM_CANCELLED);
   EXPECT_LT(call.progress_calls(), 4);
 }
 
 TEST(Ptq, RefusesWrongTensors) {
-  const qm_linear_info info = Info(4, 128);
+  const qm_linear_info info = PtqInfo(4, 128);
   qm_packed packed = {};
   const auto error = [&](auto change) {
     FakeCall call;
     Apply({}, &call);
     qm_tensor w = call.Tensor(Gaussian(512, 11), {4, 128});
     change(w);
-    EXPECT_EQ(Table().run(call.get(), &info, &w, nullptr, &packed), QM_INVALID_ARGUMENT);
+    EXPECT_EQ(PtqTable().run(call.get(), &info, &w, nullptr, &packed), QM_INVALID_ARGUMENT);
     return call.error();
   };
   EXPECT_NE(error([](qm_tensor& t) { t.dtype = QM_F16; }).find("dtype"), std::string::npos);
@@ -396,10 +400,10 @@ TEST(Ptq, RefusesWrongTensors) {
 }
 
 TEST(Ptq, OffersItsCapabilityOnly) {
-  EXPECT_NE(Method().ext(&Method(), "qm.quantize-linear/1"), nullptr);
-  EXPECT_EQ(Method().ext(&Method(), "qm.quantize-linear/1 "), nullptr);
-  EXPECT_EQ(Method().ext(&Method(), "qm.quantize-linear/2"), nullptr);
-  EXPECT_EQ(Table().run_group, nullptr);
+  EXPECT_NE(PtqMethod().ext(&PtqMethod(), "qm.quantize-linear/1"), nullptr);
+  EXPECT_EQ(PtqMethod().ext(&PtqMethod(), "qm.quantize-linear/1 "), nullptr);
+  EXPECT_EQ(PtqMethod().ext(&PtqMethod(), "qm.quantize-linear/2"), nullptr);
+  EXPECT_EQ(PtqTable().run_group, nullptr);
 }
 
 #if defined(QM_HAVE_CUDA)
@@ -415,8 +419,8 @@ TEST_P(PtqCuda, GivesTheBytesOfTheCpu) {
   Apply(s, &cpu);
   Apply(s, &gpu);
   qm_packed a = {}, b = {};
-  ASSERT_EQ(Quantize(cpu, Info(67, 768), w, &a), QM_OK) << cpu.error();
-  ASSERT_EQ(Quantize(gpu, Info(67, 768), w, &b), QM_OK) << gpu.error();
+  ASSERT_EQ(Quantize(cpu, PtqInfo(67, 768), w, &a), QM_OK) << cpu.error();
+  ASSERT_EQ(Quantize(gpu, PtqInfo(67, 768), w, &b), QM_OK) << gpu.error();
   EXPECT_EQ(cpu.Read<int32_t>(0, "codes"), gpu.Read<int32_t>(0, "codes"));
   EXPECT_EQ(qm::testing::ReadScales(cpu, cpu.EmittedTensor(0, "scale")),
             qm::testing::ReadScales(gpu, gpu.EmittedTensor(0, "scale")));
@@ -433,7 +437,7 @@ TEST(PtqCuda, NotFiniteWeightIsNamed) {
   std::vector<float> w = Gaussian(20 * 128, 7);
   w[12 * 128 + 100] = std::numeric_limits<float>::quiet_NaN();
   qm_packed packed = {};
-  EXPECT_EQ(Quantize(call, Info(20, 128), w, &packed), QM_INVALID_ARGUMENT);
+  EXPECT_EQ(Quantize(call, PtqInfo(20, 128), w, &packed), QM_INVALID_ARGUMENT);
   EXPECT_NE(call.error().find("row 12, column 100"), std::string::npos) << call.error();
 }
 

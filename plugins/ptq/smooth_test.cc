@@ -19,15 +19,16 @@ namespace {
 
 using qm::testing::FakeCall;
 
-const qm_method& Method() {
+const qm_method& SmoothMethod() {
   const qm_plugin& plugin = *qm_plugin_entry_v1();
   for (uint32_t i = 0; i < plugin.method_count; ++i) {
     if (std::string(plugin.methods[i]->id) == "ptq.smooth") return *plugin.methods[i];
   }
   std::abort();
 }
-const qm_block_transform& Table() {
-  return *static_cast<const qm_block_transform*>(Method().ext(&Method(), QM_EXT_BLOCK_TRANSFORM));
+const qm_block_transform& SmoothTable() {
+  return *static_cast<const qm_block_transform*>(
+      SmoothMethod().ext(&SmoothMethod(), QM_EXT_BLOCK_TRANSFORM));
 }
 
 constexpr int64_t kChannels = 300;  // not a multiple of a thread block
@@ -122,16 +123,16 @@ std::vector<double> Expected(const Block& block, double alpha) {
 }
 
 void ExpectScales(FakeCall* call, const std::string& alpha) {
-  call->Defaults(Method()).Set("alpha", alpha);
+  call->Defaults(SmoothMethod()).Set("alpha", alpha);
   Block block(call);
   qm_quant_plan plan = {};
   plan.struct_size = sizeof plan;
-  ASSERT_EQ(Table().plan(call->get(), block.info(), &plan), QM_OK) << call->error();
+  ASSERT_EQ(SmoothTable().plan(call->get(), block.info(), &plan), QM_OK) << call->error();
   EXPECT_EQ(plan.stat_count, 1u);
   EXPECT_EQ(plan.format_id, nullptr);
   const qm_edit* edits = nullptr;
   uint64_t count = 0;
-  ASSERT_EQ(Table().run(call->get(), block.info(), block.stats(), &edits, &count), QM_OK)
+  ASSERT_EQ(SmoothTable().run(call->get(), block.info(), block.stats(), &edits, &count), QM_OK)
       << call->error();
   ASSERT_EQ(count, 1u);  // the site behind a linear is left alone
   EXPECT_STREQ(edits[0].target, "l.norm");
@@ -163,17 +164,17 @@ TEST(SmoothTest, GpuGivesTheSame) {
 
 TEST(SmoothTest, RouterAndForeignConsumersAreNotSmoothed) {
   FakeCall call;
-  call.Defaults(Method());
+  call.Defaults(SmoothMethod());
   Block block(&call);
   auto* consumers = const_cast<qm_site_consumer*>(block.sites[0].consumers);
   consumers[1].flags = QM_CONSUMER_NOT_A_SLOT;
   qm_quant_plan plan = {};
   plan.struct_size = sizeof plan;
-  EXPECT_EQ(Table().plan(call.get(), block.info(), &plan), QM_INVALID_ARGUMENT);
+  EXPECT_EQ(SmoothTable().plan(call.get(), block.info(), &plan), QM_INVALID_ARGUMENT);
   EXPECT_NE(call.error().find("no norm of l"), std::string::npos) << call.error();
   consumers[1].flags = 0;
   consumers[1].name = "l.elsewhere";
-  EXPECT_EQ(Table().plan(call.get(), block.info(), &plan), QM_INVALID_ARGUMENT);
+  EXPECT_EQ(SmoothTable().plan(call.get(), block.info(), &plan), QM_INVALID_ARGUMENT);
 }
 
 TEST(SmoothTest, Refusals) {
@@ -182,27 +183,29 @@ TEST(SmoothTest, Refusals) {
   qm_quant_plan plan = {};
   plan.struct_size = sizeof plan;
   call.Set("alpha", "1.5");
-  EXPECT_EQ(Table().plan(call.get(), block.info(), &plan), QM_INVALID_ARGUMENT);
+  EXPECT_EQ(SmoothTable().plan(call.get(), block.info(), &plan), QM_INVALID_ARGUMENT);
   EXPECT_NE(call.error().find("alpha 1.5"), std::string::npos);
   call.Set("alpha", "0.5");
   const qm_stats none = {sizeof(qm_stats), nullptr, 0, 0};
   const qm_stats* stats[2] = {&none, &none};
   const qm_edit* edits = nullptr;
   uint64_t count = 0;
-  EXPECT_EQ(Table().run(call.get(), block.info(), stats, &edits, &count), QM_FAILED_PRECONDITION);
+  EXPECT_EQ(SmoothTable().run(call.get(), block.info(), stats, &edits, &count),
+            QM_FAILED_PRECONDITION);
   EXPECT_NE(call.error().find("absmax"), std::string::npos);
   call.CancelAt(0);
-  EXPECT_EQ(Table().run(call.get(), block.info(), block.stats(), &edits, &count), QM_CANCELLED);
+  EXPECT_EQ(SmoothTable().run(call.get(), block.info(), block.stats(), &edits, &count),
+            QM_CANCELLED);
 }
 
 TEST(SmoothTest, ScratchThatIsRefusedIsReported) {
   for (int64_t nth = 0; nth < 3; ++nth) {
     FakeCall call;
-    call.Defaults(Method()).FailScratchAt(nth);
+    call.Defaults(SmoothMethod()).FailScratchAt(nth);
     Block block(&call);
     const qm_edit* edits = nullptr;
     uint64_t count = 0;
-    EXPECT_EQ(Table().run(call.get(), block.info(), block.stats(), &edits, &count),
+    EXPECT_EQ(SmoothTable().run(call.get(), block.info(), block.stats(), &edits, &count),
               QM_RESOURCE_EXHAUSTED);
   }
 }

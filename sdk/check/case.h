@@ -34,6 +34,15 @@ Verdict Skipped(std::string why);
 Verdict Warning(std::string rule, std::string text);
 Verdict Failed(std::string rule, std::string text);
 
+// What a plugin may offer.
+inline constexpr const char* kExtIds[] = {QM_EXT_QUANTIZE_LINEAR, QM_EXT_BLOCK_TRANSFORM,
+                                          QM_EXT_BLOCK_TUNE,      QM_EXT_REPARAMETRIZE,
+                                          QM_EXT_LINEAR_KERNEL,   QM_EXT_FORMAT};
+
+// Rules that several files test (RULES.md).
+inline constexpr char kContents[] = "QM-P-010";
+inline constexpr char kPlanRefuses[] = "QM-P-012";
+
 // What a case is run on.
 struct Subject {
   std::string path;                   // of the plugin

@@ -12,22 +12,11 @@
 namespace quantmill::check {
 namespace {
 
-constexpr const char* kExtIds[] = {QM_EXT_QUANTIZE_LINEAR, QM_EXT_BLOCK_TRANSFORM,
-                                   QM_EXT_BLOCK_TUNE,      QM_EXT_REPARAMETRIZE,
-                                   QM_EXT_LINEAR_KERNEL,   QM_EXT_FORMAT};
-
-CallSetup Defaults(const Subject& subject) {
-  CallSetup setup;
-  setup.options = DefaultOptions(*subject.method);
-  setup.seed = subject.seed;
-  return setup;
-}
-
 // plan() and run() with `setup`. Passed when both gave OK or were refused as `may_refuse` allows.
 Verdict PlanAndRun(Subject& subject, const CallSetup& setup, const std::string& rule,
                    bool may_refuse) {
   AcceptedLayer accepted;
-  if (auto verdict = FindAcceptedLayer(subject, Defaults(subject), &accepted)) return *verdict;
+  if (auto verdict = FindAcceptedLayer(subject, DefaultSetup(subject), &accepted)) return *verdict;
   const PlanAnswer plan = Plan(subject, accepted.info, setup);
   if (plan.violation) return *plan.violation;
   const auto judge = [&](const char* function, qm_status code, const std::string& outcome) {
@@ -44,17 +33,17 @@ Verdict PlanAndRun(Subject& subject, const CallSetup& setup, const std::string& 
 }
 
 Verdict OldestHost(Subject& subject) {
-  return PlanAndRun(subject, Defaults(subject), "QM-A-005", false);
+  return PlanAndRun(subject, DefaultSetup(subject), "QM-A-005", false);
 }
 
 Verdict NewerHost(Subject& subject) {
-  CallSetup setup = Defaults(subject);
+  CallSetup setup = DefaultSetup(subject);
   setup.newer_host = true;
   return PlanAndRun(subject, setup, "QM-A-005", false);
 }
 
 Verdict NoServices(Subject& subject) {
-  CallSetup setup = Defaults(subject);
+  CallSetup setup = DefaultSetup(subject);
   setup.services = false;
   return PlanAndRun(subject, setup, "QM-P-018", true);
 }
@@ -65,7 +54,7 @@ constexpr char kNoParameters[] = R"({"unheard_of":1})";
 // The other capabilities' calls need no layer to show that they read a longer qm_call.
 Verdict NewerHostFormat(Subject& subject) {
   const auto* table = subject.Ext<qm_format>(QM_EXT_FORMAT);
-  CallSetup setup = Defaults(subject);
+  CallSetup setup = DefaultSetup(subject);
   setup.newer_host = true;
   for (uint64_t i = 0; i < table->target_count; ++i) {
     CheckedCall call(subject, setup);

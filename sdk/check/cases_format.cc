@@ -14,12 +14,12 @@
 namespace quantmill::check {
 namespace {
 
-constexpr char kContents[] = "QM-P-010";
 constexpr char kRoundTrip[] = "QM-C-011";
-constexpr char kPlanRefuses[] = "QM-P-012";
 constexpr char kLayer[] = "model.layers.0.mlp.up_proj";
 
-const qm_format* Table(const Subject& subject) { return subject.Ext<qm_format>(QM_EXT_FORMAT); }
+const qm_format* FormatTable(const Subject& subject) {
+  return subject.Ext<qm_format>(QM_EXT_FORMAT);
+}
 
 // Checks and checkpoints are work of the host, wherever the model is.
 Subject OnHost(const Subject& subject) {
@@ -31,11 +31,11 @@ Subject OnHost(const Subject& subject) {
 
 std::optional<Verdict> FindSamples(Subject& subject, std::vector<PackedSample>* out) {
   absl::StatusOr<std::vector<PackedSample>> samples =
-      MakePackedSamples(subject, Table(subject)->format_id);
+      MakePackedSamples(subject, FormatTable(subject)->format_id);
   if (!samples.ok()) return Failed("", std::string(samples.status().message()));
   *out = *std::move(samples);
   if (!out->empty()) return std::nullopt;
-  return Skipped(absl::StrCat("no weight in ", Table(subject)->format_id,
+  return Skipped(absl::StrCat("no weight in ", FormatTable(subject)->format_id,
                               ": no quantizer of this plugin emits it"));
 }
 
@@ -44,7 +44,7 @@ std::optional<Verdict> FindSamples(Subject& subject, std::vector<PackedSample>* 
 std::optional<Verdict> RunCheck(Subject& subject, const PackedWeight& packed, qm_status* code,
                                 std::string* outcome) {
   CheckedCall call(subject, CallSetup());
-  *code = Invoke(call, Table(subject)->check, call.InputPacked(packed));
+  *code = Invoke(call, FormatTable(subject)->check, call.InputPacked(packed));
   auto verdict = call.Finish(*code);
   *outcome = call.Outcome();
   return verdict;
@@ -52,7 +52,7 @@ std::optional<Verdict> RunCheck(Subject& subject, const PackedWeight& packed, qm
 
 Verdict CheckAcceptsValid(Subject& given) {
   Subject subject = OnHost(given);
-  if (!QM_HAS(Table(subject), check)) return Skipped("no check");
+  if (!QM_HAS(FormatTable(subject), check)) return Skipped("no check");
   std::vector<PackedSample> samples;
   if (auto verdict = FindSamples(subject, &samples)) return *verdict;
   for (const PackedSample& sample : samples) {
@@ -100,7 +100,7 @@ std::vector<Damage> DamagesOf(const PackedWeight& packed) {
 
 Verdict CheckRefusesDamaged(Subject& given) {
   Subject subject = OnHost(given);
-  if (!QM_HAS(Table(subject), check)) return Skipped("no check");
+  if (!QM_HAS(FormatTable(subject), check)) return Skipped("no check");
   std::vector<PackedSample> samples;
   if (auto verdict = FindSamples(subject, &samples)) return *verdict;
   const PackedSample& sample = samples.front();
@@ -130,9 +130,9 @@ struct Stored {
 std::optional<Verdict> CanStore(Subject& subject, const char* target, const PackedSample& sample,
                                 qm_status* code, std::string* outcome) {
   *code = QM_OK;
-  if (!QM_HAS(Table(subject), can_store)) return std::nullopt;
+  if (!QM_HAS(FormatTable(subject), can_store)) return std::nullopt;
   CheckedCall call(subject, CallSetup());
-  *code = Invoke(call, Table(subject)->can_store, target, sample.packed.format_json.c_str(),
+  *code = Invoke(call, FormatTable(subject)->can_store, target, sample.packed.format_json.c_str(),
                  sample.packed.out_features, sample.packed.in_features);
   auto verdict = call.Finish(*code);
   *outcome = call.Outcome();
@@ -146,7 +146,7 @@ std::optional<Verdict> ToCheckpoint(Subject& subject, const char* target,
   const qm_named_tensor* listed = nullptr;
   uint64_t count = 0;
   const char* config = nullptr;
-  *code = Invoke(call, Table(subject)->to_checkpoint, target, kLayer,
+  *code = Invoke(call, FormatTable(subject)->to_checkpoint, target, kLayer,
                  call.InputPacked(sample.packed), &listed, &count, &config);
   if (*code == QM_OK && config != nullptr) out->config_json = config;
   if (auto verdict = call.Finish(*code)) return verdict;
@@ -172,8 +172,8 @@ std::optional<Verdict> FromCheckpoint(Subject& subject, const char* target,
   }
   qm_packed packed = {};
   const qm_status code =
-      Invoke(call, Table(subject)->from_checkpoint, target, kLayer, tensors.data(), tensors.size(),
-             stored.config_json.c_str(), &packed);
+      Invoke(call, FormatTable(subject)->from_checkpoint, target, kLayer, tensors.data(),
+             tensors.size(), stored.config_json.c_str(), &packed);
   if (auto verdict = call.Finish(code)) return verdict;
   if (code != QM_OK) {
     return Failed(kRoundTrip,
@@ -223,7 +223,7 @@ std::optional<Verdict> RoundTripOne(Subject& subject, const char* target,
 
 Verdict RoundTrip(Subject& given) {
   Subject subject = OnHost(given);
-  const auto* table = Table(subject);
+  const auto* table = FormatTable(subject);
   if (table->target_count == 0) return Skipped("no checkpoint targets");
   if (!QM_HAS(table, to_checkpoint) || !QM_HAS(table, from_checkpoint)) {
     return Failed(kRoundTrip, "checkpoint targets need to_checkpoint and from_checkpoint");
@@ -249,7 +249,7 @@ Verdict RoundTrip(Subject& given) {
 
 Verdict UnknownTarget(Subject& given) {
   Subject subject = OnHost(given);
-  if (!QM_HAS(Table(subject), to_checkpoint)) return Skipped("no to_checkpoint");
+  if (!QM_HAS(FormatTable(subject), to_checkpoint)) return Skipped("no to_checkpoint");
   std::vector<PackedSample> samples;
   if (auto verdict = FindSamples(subject, &samples)) return *verdict;
   for (const char* target : {"no-such-target", ""}) {
@@ -257,7 +257,7 @@ Verdict UnknownTarget(Subject& given) {
     std::string outcome;
     Stored stored;
     if (auto verdict = CanStore(subject, target, samples[0], &can, &outcome)) return *verdict;
-    if (can == QM_OK && QM_HAS(Table(subject), can_store)) {
+    if (can == QM_OK && QM_HAS(FormatTable(subject), can_store)) {
       return Failed(kRoundTrip, absl::StrCat("can_store accepts the target \"", target, "\""));
     }
     if (auto verdict = ToCheckpoint(subject, target, samples[0], &to, &outcome, &stored)) {

@@ -32,14 +32,14 @@ constexpr int64_t kRowCounts[] = {1, 2, 8, 16, 17, 32, 33, 256};
 
 // ---- samples this kernel computes with ----
 
-const qm_linear_kernel* Table(const Subject& subject) {
+const qm_linear_kernel* KernelTable(const Subject& subject) {
   return subject.Ext<qm_linear_kernel>(QM_EXT_LINEAR_KERNEL);
 }
 
 bool Accepts(const Subject& subject, const PackedWeight& packed, DType activation) {
-  return Table(subject)->accepts(packed.format_id.c_str(), packed.format_json.c_str(),
-                                 subject.backend->device().kind, subject.backend->sm(),
-                                 static_cast<qm_dtype>(activation)) > 0;
+  return KernelTable(subject)->accepts(packed.format_id.c_str(), packed.format_json.c_str(),
+                                       subject.backend->device().kind, subject.backend->sm(),
+                                       static_cast<qm_dtype>(activation)) > 0;
 }
 
 constexpr DType kActivations[] = {DType::kF32, DType::kF16, DType::kBF16};
@@ -56,7 +56,8 @@ std::optional<Verdict> Dequantize(Subject& subject, const PackedWeight& packed, 
   CheckedCall call(subject, CallSetup());
   qm_tensor dense =
       call.Output("the dense weight", dtype, {packed.out_features, packed.in_features});
-  const qm_status code = Invoke(call, Table(subject)->dequantize, call.InputPacked(packed), &dense);
+  const qm_status code =
+      Invoke(call, KernelTable(subject)->dequantize, call.InputPacked(packed), &dense);
   if (auto verdict = call.Finish(code)) return verdict;
   if (code != QM_OK) {
     return Failed(kDequantize,
@@ -71,7 +72,7 @@ std::optional<Verdict> Dequantize(Subject& subject, const PackedWeight& packed, 
 // Every sample the kernel accepts, with its reference: that of the host where the format is built
 // in, else what the kernel itself dequantizes to in f32.
 std::optional<Verdict> FindSamples(Subject& subject, std::vector<Sample>* out) {
-  const auto* table = Table(subject);
+  const auto* table = KernelTable(subject);
   if (!QM_HAS(table, accepts) || !QM_HAS(table, dequantize)) {
     return Failed(kProduct, "a kernel needs at least accepts and dequantize");
   }
@@ -205,7 +206,7 @@ class ProductCall {
  public:
   ProductCall(Subject& subject, const Product& product)
       : subject_(subject), product_(product), call_(subject, CallSetup()) {
-    const auto* table = Table(subject);
+    const auto* table = KernelTable(subject);
     packed_ = call_.InputPacked(*product.packed);
     x_ = call_.Input("x", product.x);
     y_ = call_.Output("y", product.x.dtype(), {product.x.dim(0), product.columns()});
@@ -217,7 +218,7 @@ class ProductCall {
   }
 
   void Start() {
-    const auto* table = Table(subject_);
+    const auto* table = KernelTable(subject_);
     code_ = Invoke(call_, product_.transposed ? table->matmul_transposed : table->matmul, packed_,
                    &x_, workspace_, &y_);
   }
@@ -293,11 +294,11 @@ Product MakeProduct(const Subject& subject, const Sample& sample, DType dtype, i
 
 // *out stays without tensors when the kernel has nothing better than the format's own layout.
 std::optional<Verdict> Prepack(Subject& subject, const Sample& sample, PackedWeight* out) {
-  if (!QM_HAS(Table(subject), prepack)) return std::nullopt;
+  if (!QM_HAS(KernelTable(subject), prepack)) return std::nullopt;
   CheckedCall call(subject, CallSetup());
   qm_packed packed = {};
   const qm_status code =
-      Invoke(call, Table(subject)->prepack, call.InputPacked(sample.source.packed), &packed);
+      Invoke(call, KernelTable(subject)->prepack, call.InputPacked(sample.source.packed), &packed);
   if (auto verdict = call.Finish(code)) return verdict;
   if (code == QM_UNIMPLEMENTED) return std::nullopt;
   if (code != QM_OK) {
@@ -342,18 +343,18 @@ Verdict TryProducts(Subject& subject, Mode mode) {
 }
 
 Verdict MatmulEqualsProduct(Subject& subject) {
-  if (!QM_HAS(Table(subject), matmul)) return Skipped("no matmul");
+  if (!QM_HAS(KernelTable(subject), matmul)) return Skipped("no matmul");
   return TryProducts(subject, Mode::kPlain);
 }
 
 Verdict TransposedEqualsProduct(Subject& subject) {
-  if (!QM_HAS(Table(subject), matmul_transposed)) return Skipped("no matmul_transposed");
+  if (!QM_HAS(KernelTable(subject), matmul_transposed)) return Skipped("no matmul_transposed");
   return TryProducts(subject, Mode::kTransposed);
 }
 
 Verdict MatmulInGraph(Subject& subject) {
   if (!subject.on_cuda()) return Skipped("on a GPU only");
-  if (!QM_HAS(Table(subject), matmul)) return Skipped("no matmul");
+  if (!QM_HAS(KernelTable(subject), matmul)) return Skipped("no matmul");
   return TryProducts(subject, Mode::kGraph);
 }
 
@@ -371,7 +372,7 @@ std::optional<Verdict> ComparePrepacked(Subject& subject, const Sample& sample,
   if (std::memcmp(before.data(), after.data(), static_cast<size_t>(before.bytes())) != 0) {
     return Failed(kPrepack, absl::StrCat(what, ": dequantizes to other values than before"));
   }
-  if (!QM_HAS(Table(subject), matmul)) return std::nullopt;
+  if (!QM_HAS(KernelTable(subject), matmul)) return std::nullopt;
   double worst = 0.0;
   for (const DType dtype : sample.activations) {
     for (const int64_t rows : kRowCounts) {
@@ -388,7 +389,7 @@ std::optional<Verdict> ComparePrepacked(Subject& subject, const Sample& sample,
 }
 
 Verdict PrepackChangesNothing(Subject& subject) {
-  if (!QM_HAS(Table(subject), prepack)) return Skipped("no prepack");
+  if (!QM_HAS(KernelTable(subject), prepack)) return Skipped("no prepack");
   std::vector<Sample> samples;
   if (auto verdict = FindSamples(subject, &samples)) return *verdict;
   int64_t prepacked = 0;
@@ -429,7 +430,7 @@ std::optional<Verdict> Overlap(Subject& subject, Subject& other, const Sample& s
 
 Verdict TwoStreams(Subject& subject) {
   if (!subject.on_cuda()) return Skipped("on a GPU only");
-  if (!QM_HAS(Table(subject), matmul)) return Skipped("no matmul");
+  if (!QM_HAS(KernelTable(subject), matmul)) return Skipped("no matmul");
   auto backend = MakeCudaBackend(subject.backend->device().index, DType::kF32, 1);
   if (!backend.ok()) return Skipped(std::string(backend.status().message()));
   Subject other = subject;

@@ -21,10 +21,6 @@ namespace quantmill::check {
 namespace {
 
 constexpr double kScanSeconds = 0.1;
-constexpr const char* kExtIds[] = {QM_EXT_QUANTIZE_LINEAR, QM_EXT_BLOCK_TRANSFORM,
-                                   QM_EXT_BLOCK_TUNE,      QM_EXT_REPARAMETRIZE,
-                                   QM_EXT_LINEAR_KERNEL,   QM_EXT_FORMAT};
-
 Verdict Symbols(Subject& subject) {
   const absl::StatusOr<ElfFacts> facts = ReadElf(subject.path);
   if (!facts.ok()) return Failed("QM-A-001", std::string(facts.status().message()));

@@ -17,13 +17,6 @@ constexpr int64_t kMostFailures = 32;  // requests made to fail, one after the o
 constexpr double kCancelSeconds = 2;
 constexpr int64_t kLargeRows = 14336, kLargeCols = 4096;  // an up projection of a 7-billion model
 
-CallSetup Defaults(const Subject& subject) {
-  CallSetup setup;
-  setup.options = DefaultOptions(*subject.method);
-  setup.seed = subject.seed;
-  return setup;
-}
-
 bool SameBytes(const PackedWeight& a, const PackedWeight& b) {
   if (a.tensors.size() != b.tensors.size() || a.format_json != b.format_json) return false;
   for (const NamedTensor& t : a.tensors) {
@@ -38,8 +31,8 @@ bool SameBytes(const PackedWeight& a, const PackedWeight& b) {
 
 // Runs once with defaults; a verdict when there is nothing to go on with.
 std::optional<Verdict> CleanRun(Subject& subject, AcceptedLayer* accepted, RunAnswer* run) {
-  if (auto verdict = FindAcceptedLayer(subject, Defaults(subject), accepted)) return verdict;
-  *run = Run(subject, accepted->layer, accepted->info, accepted->plan, Defaults(subject));
+  if (auto verdict = FindAcceptedLayer(subject, DefaultSetup(subject), accepted)) return verdict;
+  *run = Run(subject, accepted->layer, accepted->info, accepted->plan, DefaultSetup(subject));
   if (run->violation) return run->violation;
   if (run->code != QM_OK) return Skipped(absl::StrCat("run() gives ", run->outcome));
   return std::nullopt;
@@ -59,7 +52,7 @@ Verdict ScratchFails(Subject& subject) {
   RunAnswer clean;
   if (auto verdict = CleanRun(subject, &accepted, &clean)) return *verdict;
   for (int64_t nth = 0; nth < std::min(clean.scratch_calls, kMostFailures); ++nth) {
-    CallSetup setup = Defaults(subject);
+    CallSetup setup = DefaultSetup(subject);
     setup.fail_scratch_at = nth;
     const RunAnswer run = Run(subject, accepted.layer, accepted.info, accepted.plan, setup);
     if (run.violation) return *run.violation;
@@ -78,7 +71,7 @@ Verdict EmitFails(Subject& subject) {
   RunAnswer clean;
   if (auto verdict = CleanRun(subject, &accepted, &clean)) return *verdict;
   for (int64_t nth = 0; nth < std::min(clean.emit_calls, kMostFailures); ++nth) {
-    CallSetup setup = Defaults(subject);
+    CallSetup setup = DefaultSetup(subject);
     setup.fail_emit_at = nth;
     const RunAnswer run = Run(subject, accepted.layer, accepted.info, accepted.plan, setup);
     if (run.violation) return *run.violation;
@@ -92,7 +85,7 @@ Verdict EmitFails(Subject& subject) {
 std::optional<Verdict> WithinBound(Subject& subject, const SyntheticLayer& layer,
                                    const qm_linear_info& info, const PlanAnswer& plan,
                                    RunAnswer* run) {
-  *run = Run(subject, layer, info, plan, Defaults(subject));
+  *run = Run(subject, layer, info, plan, DefaultSetup(subject));
   if (run->violation) return run->violation;
   if (run->code != QM_OK) return Skipped(absl::StrCat("run() gives ", run->outcome));
   if (plan.scratch_bytes == 0 || run->scratch_bytes <= plan.scratch_bytes) return std::nullopt;
@@ -104,7 +97,7 @@ std::optional<Verdict> WithinBound(Subject& subject, const SyntheticLayer& layer
 
 Verdict ScratchBound(Subject& subject) {
   AcceptedLayer accepted;
-  if (auto verdict = FindAcceptedLayer(subject, Defaults(subject), &accepted)) return *verdict;
+  if (auto verdict = FindAcceptedLayer(subject, DefaultSetup(subject), &accepted)) return *verdict;
   RunAnswer run;
   const PlanAnswer& plan = accepted.plan;
   if (auto bad = WithinBound(subject, accepted.layer, accepted.info, plan, &run)) return *bad;
@@ -131,12 +124,12 @@ Verdict RefusesWithText(Subject& subject) {
   qm_linear_info info = LinearInfo(8, 256);
   info.in_features = 7;  // prime, and fewer than any group
   info.out_features = 3;
-  const PlanAnswer plan = Plan(subject, info, Defaults(subject));
+  const PlanAnswer plan = Plan(subject, info, DefaultSetup(subject));
   if (plan.violation) return *plan.violation;
   if (plan.code != QM_OK) return Passed(absl::StrCat("plan() gives ", plan.outcome));
   const auto layer = MakeSyntheticLayer(SyntheticKind::kGaussian, 3, 7, 16, subject.seed);
   if (!layer.ok()) return Skipped(std::string(layer.status().message()));
-  const RunAnswer run = Run(subject, *layer, info, plan, Defaults(subject));
+  const RunAnswer run = Run(subject, *layer, info, plan, DefaultSetup(subject));
   if (run.violation) return *run.violation;
   if (run.code == QM_OK) return Passed("it takes a layer of 3x7");
   return Failed("QM-P-012",
@@ -167,8 +160,8 @@ std::optional<Verdict> JudgeCancel(const RunAnswer& run) {
 
 Verdict Cancel(Subject& subject) {
   AcceptedLayer accepted;
-  if (auto verdict = FindAcceptedLayer(subject, Defaults(subject), &accepted)) return *verdict;
-  CallSetup setup = Defaults(subject);
+  if (auto verdict = FindAcceptedLayer(subject, DefaultSetup(subject), &accepted)) return *verdict;
+  CallSetup setup = DefaultSetup(subject);
   setup.cancel_at = 0;
   const RunAnswer run = Run(subject, accepted.layer, accepted.info, accepted.plan, setup);
   if (auto bad = JudgeCancel(run)) return *bad;
@@ -185,7 +178,7 @@ Verdict Cancel(Subject& subject) {
 // Real size: the bound of the plan, and a stop in time.
 Verdict Large(Subject& subject) {
   const qm_linear_info info = LinearInfo(kLargeRows, kLargeCols);
-  const PlanAnswer plan = Plan(subject, info, Defaults(subject));
+  const PlanAnswer plan = Plan(subject, info, DefaultSetup(subject));
   if (plan.violation) return *plan.violation;
   if (plan.code != QM_OK) return Skipped(absl::StrCat("plan() gives ", plan.outcome));
   const auto layer = MakeSyntheticLayer(SyntheticKind::kOutlierChannels, kLargeRows, kLargeCols,
@@ -194,7 +187,7 @@ Verdict Large(Subject& subject) {
   RunAnswer run;
   if (auto bad = WithinBound(subject, *layer, info, plan, &run)) return *bad;
   const double per_progress = run.seconds / static_cast<double>(run.progress_calls + 1);
-  CallSetup setup = Defaults(subject);
+  CallSetup setup = DefaultSetup(subject);
   setup.cancel_at = run.progress_calls / 2;
   const RunAnswer stopped = Run(subject, *layer, info, plan, setup);
   if (auto bad = JudgeCancel(stopped)) return *bad;

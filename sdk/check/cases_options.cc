@@ -12,13 +12,6 @@
 namespace quantmill::check {
 namespace {
 
-CallSetup Defaults(const Subject& subject) {
-  CallSetup setup;
-  setup.options = DefaultOptions(*subject.method);
-  setup.seed = subject.seed;
-  return setup;
-}
-
 struct Trial {
   std::string value;
   bool run = true;  // false: plan() alone; the far end of a range may mean hours of work
@@ -42,13 +35,13 @@ std::vector<Trial> Trials(const qm_option& option) {
 
 Verdict DefaultsAccepted(Subject& subject) {
   AcceptedLayer accepted;
-  auto verdict = FindAcceptedLayer(subject, Defaults(subject), &accepted);
+  auto verdict = FindAcceptedLayer(subject, DefaultSetup(subject), &accepted);
   if (verdict && verdict->state == State::kSkipped) {
     return Failed("QM-P-016", verdict->text);
   }
   if (verdict) return *verdict;
   const RunAnswer run =
-      Run(subject, accepted.layer, accepted.info, accepted.plan, Defaults(subject));
+      Run(subject, accepted.layer, accepted.info, accepted.plan, DefaultSetup(subject));
   if (run.violation) return *run.violation;
   if (run.code == QM_OK) return Passed();
   return Failed("QM-P-012",
@@ -59,7 +52,7 @@ Verdict DefaultsAccepted(Subject& subject) {
 // One value of one option, the others as by default; a verdict when a rule is broken.
 std::optional<Verdict> TryValue(Subject& subject, const AcceptedLayer& accepted,
                                 const std::string& name, const Trial& trial, int* refused) {
-  CallSetup setup = Defaults(subject);
+  CallSetup setup = DefaultSetup(subject);
   setup.options[name] = trial.value;
   const PlanAnswer plan = Plan(subject, accepted.info, setup);
   const std::string what = absl::StrCat(name, ": ", trial.value, ": ");
@@ -81,7 +74,7 @@ std::optional<Verdict> TryValue(Subject& subject, const AcceptedLayer& accepted,
 
 Verdict Values(Subject& subject) {
   AcceptedLayer accepted;
-  if (auto verdict = FindAcceptedLayer(subject, Defaults(subject), &accepted)) return *verdict;
+  if (auto verdict = FindAcceptedLayer(subject, DefaultSetup(subject), &accepted)) return *verdict;
   int tried = 0, refused = 0;
   for (uint64_t i = 0; i < subject.method->option_count; ++i) {
     const qm_option& option = subject.method->options[i];

@@ -27,9 +27,7 @@ constexpr char kDefined[] = "QM-C-001";
 constexpr char kQuality[] = "QM-C-002";
 constexpr char kGroup[] = "QM-C-003";
 constexpr char kCancel[] = "QM-P-008";
-constexpr char kContents[] = "QM-P-010";
 constexpr char kDeterministic[] = "QM-P-011";
-constexpr char kPlanRefuses[] = "QM-P-012";
 
 // ---- shapes ----
 
@@ -252,7 +250,7 @@ Verdict StridedWeight(Subject& subject) {
   return Failed(kDefined, absl::StrCat("rows of the weight lie apart: ", difference));
 }
 
-Verdict Cancel(Subject& subject) {
+Verdict CancelInTime(Subject& subject) {
   constexpr double kSeconds = 2.0;
   Attempt attempt;
   if (auto verdict = StartAccepted(subject, SyntheticKind::kOutlierChannels, 512, 64, &attempt)) {
@@ -493,7 +491,7 @@ std::vector<Case> QuantizeCases() {
                "A weight whose rows lie apart gives the same result, or QM_INVALID_ARGUMENT.",
                StridedWeight),
       Quantize("cancel", {kCancel}, "When progress says stop, run returns QM_CANCELLED within 2 s.",
-               Cancel),
+               CancelInTime),
       Quantize("same_bytes_twice", {kDeterministic},
                "A deterministic method gives the same bytes for the same call.", Repeatable),
       Quantize("same_bytes_for_any_threads", {kDeterministic},

@@ -122,7 +122,7 @@ const void* HostExt(qm_call* call, const char* id) QM_NOEXCEPT {
 
 // ---- the calls ----
 
-const qm_block_transform* Table(const Subject& subject) {
+const qm_block_transform* TransformTable(const Subject& subject) {
   return subject.Ext<qm_block_transform>(QM_EXT_BLOCK_TRANSFORM);
 }
 
@@ -232,7 +232,7 @@ std::optional<Verdict> Plan(Subject& subject, const SyntheticBlock& block, PlanA
   qm_quant_plan empty = {};
   empty.struct_size = sizeof empty;
   qm_quant_plan* plan = call.Struct("the qm_quant_plan", empty);
-  const qm_status code = InvokeOn(raw, Table(subject)->plan, input.get(), plan);
+  const qm_status code = InvokeOn(raw, TransformTable(subject)->plan, input.get(), plan);
   if (auto verdict = call.Finish(code)) return verdict;
   if (code != QM_OK) return Skipped("refused by plan: " + call.Outcome());
   for (uint64_t i = 0; i < plan->stat_count; ++i) {
@@ -244,7 +244,7 @@ std::optional<Verdict> Plan(Subject& subject, const SyntheticBlock& block, PlanA
 
 std::optional<Verdict> Propose(Subject& subject, const SyntheticBlock& block,
                                std::vector<Edit>* out) {
-  const auto* table = Table(subject);
+  const auto* table = TransformTable(subject);
   if (!QM_HAS(table, plan) || !QM_HAS(table, run)) {
     return Failed(kEdits, "qm.block-transform/1 needs plan and run");
   }

@@ -25,7 +25,7 @@ constexpr uint64_t kAlignment = 256;      // of buffers, as the ABI promises
 constexpr uint64_t kStructAlignment = 8;  // so that structs end where a page ends
 constexpr uint64_t kNewerBytes = 64;      // what a later minor adds to every growable struct
 constexpr uint8_t kPoison = 0xFF;
-constexpr uint8_t kCanary = 0xA5;
+constexpr uint8_t kTailCanary = 0xA5;
 constexpr uint64_t kMostTensors = 64;
 
 std::string CodeName(qm_status code) {
@@ -76,6 +76,13 @@ OptionValues DefaultOptions(const qm_method& method) {
     values[option.name] = option.default_value != nullptr ? option.default_value : AnyValue(option);
   }
   return values;
+}
+
+CallSetup DefaultSetup(const Subject& subject) {
+  CallSetup setup;
+  setup.options = DefaultOptions(*subject.method);
+  setup.seed = subject.seed;
+  return setup;
 }
 
 class CheckedCall::Impl : public CallContext {
@@ -234,7 +241,7 @@ void* CheckedCall::Impl::NewDeviceMemory(const std::string& name, FenceUse use, 
   if (!memory.ok() || !staged.ok()) return nullptr;
   memset(staged->data(), setup_.fill, bytes);
   if (content != nullptr && bytes > 0) memcpy(staged->data(), content, bytes);
-  memset(staged->as<uint8_t>() + bytes, kCanary, kAlignment);
+  memset(staged->as<uint8_t>() + bytes, kTailCanary, kAlignment);
   if (!subject_.backend->Copy(*staged, &*memory).ok() || !subject_.backend->Synchronize().ok()) {
     return nullptr;
   }
@@ -353,7 +360,7 @@ std::optional<Verdict> CheckedCall::Impl::CheckDeviceMemory() {
       return Failed("QM-P-006", absl::StrCat(block.name, " cannot be read back from the GPU"));
     }
     const uint8_t* bytes = copy->as<uint8_t>();
-    const auto is_canary = [](uint8_t b) { return b == kCanary; };
+    const auto is_canary = [](uint8_t b) { return b == kTailCanary; };
     if (!std::all_of(bytes + block.bytes, bytes + copy->bytes(), is_canary)) {
       return Failed("QM-P-014", absl::StrCat("bytes behind the end of ", block.name, " (",
                                              block.bytes, " bytes) were overwritten"));

@@ -42,6 +42,8 @@ struct CallSetup {
   bool newer_host = false;
   uint8_t fill = 0xFF;  // what memory for the plugin to fill holds at first
 };
+// The defaults of the subject's method, and its seed.
+CallSetup DefaultSetup(const Subject& subject);
 
 class CheckedCall {
  public:

@@ -31,7 +31,7 @@ struct FenceTable {
 
 namespace {
 
-constexpr uint8_t kCanary = 0xA5;
+constexpr uint8_t kFenceCanary = 0xA5;
 
 FenceTable& Table() {
   static auto* const table = new FenceTable;
@@ -47,7 +47,7 @@ uint64_t RoundUp(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
 uint64_t CountOther(const uint8_t* begin, const uint8_t* end) {
   uint64_t other = 0;
-  for (; begin < end; ++begin) other += *begin != kCanary;
+  for (; begin < end; ++begin) other += *begin != kFenceCanary;
   return other;
 }
 
@@ -74,7 +74,7 @@ Fence* Fence::New(std::string name, FenceUse use, uint64_t bytes, uint64_t align
     delete fence;
     return nullptr;
   }
-  memset(fence->mapping_ + page, kCanary, pages);
+  memset(fence->mapping_ + page, kFenceCanary, pages);
   memset(fence->data_, fill, bytes);
   Table().Add(fence);
   return fence;

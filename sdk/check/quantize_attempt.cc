@@ -11,8 +11,6 @@ namespace quantmill::check {
 namespace {
 
 constexpr char kDefined[] = "QM-C-001";
-constexpr char kContents[] = "QM-P-010";
-constexpr char kPlanRefuses[] = "QM-P-012";
 
 bool HasOption(const qm_method& method, std::string_view name) {
   for (uint64_t i = 0; i < method.option_count; ++i) {

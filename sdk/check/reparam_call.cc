@@ -10,11 +10,10 @@
 namespace quantmill::check {
 namespace {
 
-constexpr char kContents[] = "QM-P-010";
 constexpr char kResult[] = "QM-P-009";
 constexpr uint64_t kMostParams = 64;
 
-const qm_reparametrize* Table(const Subject& subject) {
+const qm_reparametrize* ReparamTable(const Subject& subject) {
   return subject.Ext<qm_reparametrize>(QM_EXT_REPARAMETRIZE);
 }
 
@@ -91,7 +90,7 @@ std::optional<Verdict> Plan(Subject& subject, Reparametrized* model, bool* accep
   qm_reparam_plan empty = {};
   empty.struct_size = sizeof empty;
   qm_reparam_plan* plan = call.Struct("the qm_reparam_plan", empty);
-  const qm_status code = Invoke(call, Table(subject)->plan, info, plan);
+  const qm_status code = Invoke(call, ReparamTable(subject)->plan, info, plan);
   if (auto verdict = call.Finish(code)) return verdict;
   *accepted = code == QM_OK;
   *outcome = call.Outcome();
@@ -104,8 +103,8 @@ std::optional<Verdict> Init(Subject& subject, Reparametrized* model) {
   const qm_tensor weight = call.Input("the weight", model->layer.weight);
   const StatInputs stats(call, subject, model->layer, model->stats);
   std::vector<qm_named_tensor> params = ParamOutputs(call, *model);
-  const qm_status code =
-      Invoke(call, Table(subject)->init, info, &weight, stats.get(), params.data(), params.size());
+  const qm_status code = Invoke(call, ReparamTable(subject)->init, info, &weight, stats.get(),
+                                params.data(), params.size());
   if (auto verdict = call.Finish(code)) return verdict;
   if (code != QM_OK) {
     return Failed("QM-P-012", absl::StrCat("plan accepted, init refused: ", call.Outcome()));
@@ -135,7 +134,7 @@ Shape Reparametrized::OutputShape(const Tensor& in) const {
 
 std::optional<Verdict> Reparametrize(Subject& subject, Reparametrized* out) {
   constexpr int64_t kShapes[][2] = {{48, 64}, {64, 128}, {128, 256}, {32, 512}, {256, 1024}};
-  const auto* table = Table(subject);
+  const auto* table = ReparamTable(subject);
   if (!QM_HAS(table, plan) || !QM_HAS(table, init) || !QM_HAS(table, forward) ||
       !QM_HAS(table, vjp)) {
     return Failed(kContents, "qm.reparametrize/1 needs plan, init, forward and vjp");
@@ -164,7 +163,7 @@ std::optional<Verdict> Forward(Subject& subject, const Reparametrized& model, co
       model.saved_bytes_fixed + model.saved_bytes_per_row * static_cast<uint64_t>(in.dim(0)));
   const qm_tensor saved = call.Output("the saved bytes", DType::kU8, {bytes});
   qm_tensor y = call.Output("the result", DType::kF32, model.OutputShape(in));
-  const qm_status code = Invoke(call, Table(subject)->forward, info, &x, params.data(),
+  const qm_status code = Invoke(call, ReparamTable(subject)->forward, info, &x, params.data(),
                                 params.size(), keep ? saved.data : nullptr, &y);
   if (auto verdict = call.Finish(code)) return verdict;
   if (code != QM_OK) return Failed("QM-P-012", "plan accepted, forward refused: " + call.Outcome());
@@ -189,8 +188,9 @@ std::optional<Verdict> Vjp(Subject& subject, const Reparametrized& model, const 
   const qm_tensor above = call.Input("d_out", d_out);
   qm_tensor d_in = call.Output("d_in", DType::kF32, in.shape());
   std::vector<qm_named_tensor> d_params = ParamOutputs(call, model);
-  const qm_status code = Invoke(call, Table(subject)->vjp, info, &x, params.data(), params.size(),
-                                kept.data, &above, want_d_in ? &d_in : nullptr, d_params.data());
+  const qm_status code =
+      Invoke(call, ReparamTable(subject)->vjp, info, &x, params.data(), params.size(), kept.data,
+             &above, want_d_in ? &d_in : nullptr, d_params.data());
   if (auto verdict = call.Finish(code)) return verdict;
   if (code != QM_OK) return Failed("QM-P-012", "plan accepted, vjp refused: " + call.Outcome());
   out->d_params.clear();
@@ -211,8 +211,8 @@ std::optional<Verdict> Finalize(Subject& subject, const Reparametrized& model, F
   const qm_tensor weight = call.Input("the weight", model.layer.weight);
   const std::vector<qm_named_tensor> params = ParamInputs(call, model);
   qm_packed packed = {};
-  const qm_status code =
-      Invoke(call, Table(subject)->finalize, info, &weight, params.data(), params.size(), &packed);
+  const qm_status code = Invoke(call, ReparamTable(subject)->finalize, info, &weight, params.data(),
+                                params.size(), &packed);
   // What *packed points at dies with the call.
   out->packed = code == QM_OK && packed.format_id != nullptr;
   if (auto verdict = call.Finish(code)) return verdict;

@@ -116,8 +116,6 @@ function(quantmill_add_plugin_test name)
     list(APPEND sources ${ARG_CUDA_SOURCES})
   endif()
   add_executable(qm_${name}_test ${sources})
-  # Files of tests name their helpers alike.
-  set_target_properties(qm_${name}_test PROPERTIES UNITY_BUILD OFF)
   target_link_libraries(qm_${name}_test PRIVATE qm_${name}_objects quantmill_sdk_testing
                                                 GTest::gtest GTest::gtest_main)
   if(TARGET quantmill_options)

@@ -14,8 +14,6 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-constexpr char kBadLayer[] = "model.layers.1.mlp.down_proj";
-
 class CrashTest : public RunFixture {
  protected:
   // One stage with the offender, misbehaving on kBadLayer.

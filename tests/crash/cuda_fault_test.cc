@@ -14,7 +14,6 @@ namespace fs = std::filesystem;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-constexpr char kBadLayer[] = "model.layers.1.mlp.down_proj";
 constexpr char kLoss[] =
     "plugin org.example.cuda-offender 0.1.0 left the GPU unusable (sticky CUDA error) in "
     "quantize-linear.run on model.layers.1.mlp.down_proj";

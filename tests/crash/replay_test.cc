@@ -13,8 +13,6 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-constexpr char kBadLayer[] = "model.layers.1.mlp.down_proj";
-
 class ReplayTest : public RunFixture {
  protected:
   // Runs a pipeline whose bad layer has these options; returns its bundle.

@@ -19,6 +19,9 @@ struct ProgramResult {
 // A fresh directory with a copy of nothing: the tiny model of configs/quickstart is used in place.
 class RunFixture : public ::testing::Test {
  protected:
+  // The layer that the offender and its CUDA twin spoil unless told otherwise.
+  static constexpr char kBadLayer[] = "model.layers.1.mlp.down_proj";
+
   void SetUp() override;
 
   // Writes DIR/NAME.yaml: model, the given calibration and stages text, export to DIR/NAME.out as

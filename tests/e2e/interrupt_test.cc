@@ -18,7 +18,7 @@ using ::testing::HasSubstr;
 
 using InterruptTest = RunFixture;
 
-constexpr char kSlow[] =
+constexpr char kSlowStage[] =
     "  - {name: slow, use: org.example.offender, layers: ['*.mlp.*'], options: {misbehave: "
     "slow}}\n";
 
@@ -28,8 +28,8 @@ std::string Content(const std::string& path) {
 }
 
 TEST_F(InterruptTest, SaysHowToContinueAndContinues) {
-  ASSERT_EQ(RunPipeline(Pipeline("whole", kSlow)).exit_code, 0);
-  const std::string pipeline = Pipeline("cut", kSlow);
+  ASSERT_EQ(RunPipeline(Pipeline("whole", kSlowStage)).exit_code, 0);
+  const std::string pipeline = Pipeline("cut", kSlowStage);
   const pid_t child = fork();
   ASSERT_GE(child, 0);
   if (child == 0) {

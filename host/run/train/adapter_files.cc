@@ -10,8 +10,8 @@
 #include "core/base/status.h"
 #include "core/io/files.h"
 #include "core/model/graph.h"
-#include "host/cli/method_options.h"
 #include "host/run/train/plugin_adapter.h"
+#include "host/worker/method_options.h"
 
 namespace quantmill {
 namespace {

@@ -18,19 +18,19 @@ using testing::MakeRandomModel;
 using testing::MemorySource;
 using testing::SmallConfig;
 
-constexpr int64_t kRows = 9;
-constexpr int64_t kWindows = 3;
+constexpr int64_t kTrialRows = 9;
+constexpr int64_t kTrialWindows = 3;
 constexpr char kBlock[] = "model.layers.1.";
 
-class Rig {
+class TrialsRig {
  public:
-  explicit Rig(const ordered_json& config, int64_t cache_bytes = 1 << 20)
+  explicit TrialsRig(const ordered_json& config, int64_t cache_bytes = 1 << 20)
       : source_(MakeRandomModel(config, 21)),
         backend_(MakeCpuBackend(2).value()),
         weights_(source_->LoadBlock(1, *backend_).value()),
-        rope_(MakeRopeTables(source_->config(), kRows, *backend_).value()),
+        rope_(MakeRopeTables(source_->config(), kTrialRows, *backend_).value()),
         trials_(
-            *backend_, source_->config(), 1, weights_, kWindows,
+            *backend_, source_->config(), 1, weights_, kTrialWindows,
             [this](int64_t window) {
               ++loads_;
               return Input(window);
@@ -38,7 +38,7 @@ class Rig {
             cache_bytes) {}
 
   Tensor Input(int64_t window) {
-    Tensor input = Tensor::Host(DType::kF32, {kRows, source_->config().hidden_size}).value();
+    Tensor input = Tensor::Host(DType::kF32, {kTrialRows, source_->config().hidden_size}).value();
     uint64_t state = static_cast<uint64_t>(window) * 2 + 1;
     for (int64_t i = 0; i < input.elements(); ++i) {
       state = state * 6364136223846793005u + 1442695040888963407u;
@@ -66,7 +66,7 @@ class Rig {
     for (const TensorOverride& o : overrides) *tensors.Find(o.name) = o.value;
     double sum = 0;
     int64_t count = 0;
-    for (int64_t window = 0; window < kWindows; ++window) {
+    for (int64_t window = 0; window < kTrialWindows; ++window) {
       Tensor a = Input(window), b = Input(window);
       EXPECT_TRUE(RunBlock(*backend_, source_->config(), weights_, 1, rope_, BlockRun{}, &a).ok());
       EXPECT_TRUE(RunBlock(*backend_, source_->config(), changed, 1, rope_, BlockRun{}, &b).ok());
@@ -79,7 +79,7 @@ class Rig {
   }
 
   double Loss(const std::string& submodule, const std::vector<TensorOverride>& overrides) {
-    const absl::StatusOr<double> loss = trials_.Loss(submodule, 0, kWindows, overrides);
+    const absl::StatusOr<double> loss = trials_.Loss(submodule, 0, kTrialWindows, overrides);
     EXPECT_TRUE(loss.ok()) << loss.status();
     return loss.value_or(-1);
   }
@@ -123,7 +123,7 @@ std::vector<std::string> TensorsOf(const std::string& model) {
 // Whatever is touched, a cached trial of the whole block equals two plain runs of it.
 TEST(BlockTrialsTest, WholeBlockEqualsPlainRuns) {
   for (const auto& [model, config] : Models()) {
-    Rig rig(config);
+    TrialsRig rig(config);
     for (const std::string& name : TensorsOf(model)) {
       const std::vector<TensorOverride> overrides = {rig.Scaled(name, 1.3f)};
       const double expected = rig.BlockLoss(overrides);
@@ -138,7 +138,7 @@ TEST(BlockTrialsTest, WholeBlockEqualsPlainRuns) {
 // For a linear with its weight scaled by 1.3 the difference is 0.3 of its output, and so what is
 // behind it: a half's output without bias is linear in its last weight.
 TEST(BlockTrialsTest, SubmodulesSeeTheirOwnOutput) {
-  Rig rig(SmallConfig("llama"));
+  TrialsRig rig(SmallConfig("llama"));
   const std::vector<TensorOverride> down = {rig.Scaled("mlp.down_proj.weight", 1.3f)};
   const double linear = rig.Loss(std::string(kBlock) + "mlp.down_proj", down);
   EXPECT_GT(linear, 0);
@@ -153,7 +153,7 @@ TEST(BlockTrialsTest, SubmodulesSeeTheirOwnOutput) {
 
 // Tensors before the submodule change its input.
 TEST(BlockTrialsTest, EarlierTensorsChangeTheInput) {
-  Rig rig(SmallConfig("llama"));
+  TrialsRig rig(SmallConfig("llama"));
   const std::vector<TensorOverride> norm = {rig.Scaled("input_layernorm.weight", 2.0f)};
   // v is linear: twice the input is a difference of one output.
   const std::vector<TensorOverride> v = {rig.Scaled("self_attn.v_proj.weight", 2.0f)};
@@ -168,29 +168,29 @@ TEST(BlockTrialsTest, EarlierTensorsChangeTheInput) {
 }
 
 TEST(BlockTrialsTest, WhatIsNotTouchedIsNotRunAgain) {
-  Rig rig(SmallConfig("llama"));
+  TrialsRig rig(SmallConfig("llama"));
   for (int step = 1; step < 6; ++step) {
     const float factor = 1.0f + 0.1f * static_cast<float>(step);
     rig.Loss("mlp", {rig.Scaled("mlp.up_proj.weight", factor)});
-    EXPECT_EQ(rig.loads(), kWindows);
+    EXPECT_EQ(rig.loads(), kTrialWindows);
   }
   // Another submodule: its inputs are made once.
   rig.Loss("self_attn", {rig.Scaled("self_attn.o_proj.weight", 1.1f)});
   rig.Loss("self_attn", {rig.Scaled("self_attn.o_proj.weight", 1.2f)});
-  EXPECT_EQ(rig.loads(), 2 * kWindows);
+  EXPECT_EQ(rig.loads(), 2 * kTrialWindows);
 }
 
 TEST(BlockTrialsTest, WithoutRoomEverythingIsComputedEachTime) {
-  Rig cached(SmallConfig("llama")), bare(SmallConfig("llama"), 0);
+  TrialsRig cached(SmallConfig("llama")), bare(SmallConfig("llama"), 0);
   for (float factor : {1.1f, 1.2f}) {
     const std::vector<TensorOverride> overrides = {cached.Scaled("mlp.up_proj.weight", factor)};
     EXPECT_EQ(cached.Loss("mlp", overrides), bare.Loss("mlp", overrides));
   }
-  EXPECT_EQ(bare.loads(), 2 * kWindows);
+  EXPECT_EQ(bare.loads(), 2 * kTrialWindows);
 }
 
 TEST(BlockTrialsTest, ExpertWithoutRowsLosesNothing) {
-  Rig rig(SmallConfig("mixtral", {{"num_local_experts", 64}, {"num_experts_per_tok", 1}}));
+  TrialsRig rig(SmallConfig("mixtral", {{"num_local_experts", 64}, {"num_experts_per_tok", 1}}));
   int silent = 0;
   for (int expert = 0; expert < 64; ++expert) {
     const std::string name = "block_sparse_moe.experts." + std::to_string(expert) + ".w1";
@@ -201,9 +201,9 @@ TEST(BlockTrialsTest, ExpertWithoutRowsLosesNothing) {
 }
 
 TEST(BlockTrialsTest, ForwardRunsOneWindow) {
-  Rig rig(SmallConfig("llama"));
+  TrialsRig rig(SmallConfig("llama"));
   const Tensor plain = rig.trials().Forward(1, {}).value();
-  EXPECT_EQ(plain.dim(0), kRows);
+  EXPECT_EQ(plain.dim(0), kTrialRows);
   const TensorOverride override = rig.Scaled("mlp.down_proj.weight", 2.0f);
   const Tensor changed = rig.trials().Forward(1, {&override, 1}).value();
   EXPECT_NE(plain.as<float>()[0], changed.as<float>()[0]);
@@ -213,7 +213,7 @@ TEST(BlockTrialsTest, ForwardRunsOneWindow) {
 TEST(BlockTrialsTest, VjpIsTheSlopeOfForward) {
   for (const auto& [model, config] : Models()) {
     if (model == "mixtral") continue;
-    Rig rig(config);
+    TrialsRig rig(config);
     const Tensor d_out = rig.Input(7);
     for (const std::string& name : TensorsOf(model)) {
       const TensorOverride at = rig.Scaled(name, 1.1f);
@@ -245,7 +245,7 @@ TEST(BlockTrialsTest, VjpIsTheSlopeOfForward) {
 }
 
 TEST(BlockTrialsTest, VjpRefusals) {
-  Rig rig(SmallConfig("llama")),
+  TrialsRig rig(SmallConfig("llama")),
       experts(SmallConfig("mixtral", {{"num_local_experts", 3}, {"num_experts_per_tok", 2}}));
   const Tensor d_out = rig.Input(0);
   const NamedTensor norm = {std::string(kBlock) + "input_layernorm.weight",
@@ -260,7 +260,7 @@ TEST(BlockTrialsTest, VjpRefusals) {
 }
 
 TEST(BlockTrialsTest, Refusals) {
-  Rig rig(SmallConfig("llama"));
+  TrialsRig rig(SmallConfig("llama"));
   const auto text = [](const absl::Status& status) { return std::string(status.message()); };
   BlockTrials& trials = rig.trials();
   EXPECT_THAT(text(trials.Loss("attention", 0, 1, {}).status()), HasSubstr("use self_attn, mlp"));

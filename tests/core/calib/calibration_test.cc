@@ -76,8 +76,8 @@ Tensor AsMatrix(const Tensor& tensor) {
 }
 
 // A model, its windows and a calibration over them.
-struct Rig {
-  explicit Rig(ordered_json json, CalibrationOptions options = {}, uint64_t seed = 11)
+struct CalibrationRig {
+  explicit CalibrationRig(ordered_json json, CalibrationOptions options = {}, uint64_t seed = 11)
       : config_json(std::move(json)),
         source(MakeRandomModel(config_json, seed)),
         backend(MakeCpuBackend(2).value()),
@@ -144,7 +144,7 @@ class CalibrationBatch : public ::testing::TestWithParam<int64_t> {};
 TEST_P(CalibrationBatch, StatisticsOfEveryGroupAgreeWithNaiveSums) {
   CalibrationOptions options;
   options.batch_rows = GetParam();
-  Rig rig(SmallConfig("llama"), options);
+  CalibrationRig rig(SmallConfig("llama"), options);
   const auto inputs = SlowInputs(rig.config_json, *rig.source, rig.windows);
   const std::vector<std::string> modules = {"self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj",
                                             "mlp.down_proj"};
@@ -181,7 +181,7 @@ TEST(CalibrationTest, WhereTheHiddenStatesLiveChangesNothing) {
   for (bool on_device : {true, false}) {
     CalibrationOptions options;
     options.hidden_on_device = on_device;
-    Rig rig(SmallConfig("llama"), options);
+    CalibrationRig rig(SmallConfig("llama"), options);
     Statistics statistics;
     ASSERT_TRUE(rig.calibration->Collect(rig.Block(0), nullptr, {Hessian(3)}, &statistics).ok());
     values.push_back(*statistics.Find(Hessian(3)));
@@ -192,7 +192,7 @@ TEST(CalibrationTest, WhereTheHiddenStatesLiveChangesNothing) {
 }
 
 TEST(CalibrationTest, OnlyRequestedStatisticsAreThere) {
-  Rig rig(SmallConfig("llama"));
+  CalibrationRig rig(SmallConfig("llama"));
   Statistics statistics;
   ASSERT_TRUE(rig.calibration->Collect(rig.Block(0), nullptr, {AbsMax(1)}, &statistics).ok());
   EXPECT_NE(statistics.Find(AbsMax(1)), nullptr);
@@ -203,7 +203,7 @@ TEST(CalibrationTest, OnlyRequestedStatisticsAreThere) {
 }
 
 TEST(CalibrationTest, CollectLeavesTheStatesAlone) {
-  Rig rig(SmallConfig("llama"));
+  CalibrationRig rig(SmallConfig("llama"));
   const Tensor before = rig.calibration->Input(2, false).value();
   Statistics statistics;
   ASSERT_TRUE(rig.calibration->Collect(rig.Block(0), nullptr, {Hessian(3)}, &statistics).ok());
@@ -215,12 +215,12 @@ TEST(CalibrationTest, CollectLeavesTheStatesAlone) {
 
 // With the attention already replaced, the MLP's inputs are those of the changed model.
 TEST(CalibrationTest, TrueSequentialSeesReplacedSlots) {
-  Rig rig(SmallConfig("llama"));
+  CalibrationRig rig(SmallConfig("llama"));
   auto tensors = rig.source->tensors();
   BlockWeights weights = rig.Block(0);
   for (const auto& [module, weight] :
        {std::pair("q_proj", &weights.q), {"v_proj", &weights.v}, {"o_proj", &weights.o}}) {
-    weight->dense = Rig::Coarse(weight->dense);
+    weight->dense = CalibrationRig::Coarse(weight->dense);
     tensors[std::string("model.layers.0.self_attn.") + module + ".weight"] = weight->dense;
   }
   const MemorySource changed(rig.source->config(), tensors);
@@ -234,7 +234,7 @@ TEST(CalibrationTest, TrueSequentialSeesReplacedSlots) {
 // ---- two streams --------------------------------------------------------------------------------
 
 TEST(CalibrationTest, CrossAndOriginalStatistics) {
-  Rig rig(SmallConfig("llama"), TwoStreams());
+  CalibrationRig rig(SmallConfig("llama"), TwoStreams());
   const auto original = SlowInputs(rig.config_json, *rig.source, rig.windows);
   // Block 0 is quantized, block 1 not yet.
   const auto quantized = SlowInputs(rig.config_json, *rig.DisturbedModel(0), rig.windows);
@@ -269,7 +269,7 @@ TEST(CalibrationTest, CrossAndOriginalStatistics) {
 }
 
 TEST(CalibrationTest, WithoutAnyChangeCrossIsZero) {
-  Rig rig(SmallConfig("llama"), TwoStreams());
+  CalibrationRig rig(SmallConfig("llama"), TwoStreams());
   Statistics statistics;
   ASSERT_TRUE(rig.calibration
                   ->Collect(rig.Block(0), nullptr, {Cross(1), FromOriginal(AbsMean(1)), AbsMean(1)},
@@ -285,7 +285,7 @@ TEST(CalibrationTest, WithoutAnyChangeCrossIsZero) {
 }
 
 TEST(CalibrationTest, StreamsAdvanceWithTheirOwnWeights) {
-  Rig rig(SmallConfig("llama"), TwoStreams());
+  CalibrationRig rig(SmallConfig("llama"), TwoStreams());
   const BlockWeights untouched = rig.Block(0), changed = rig.Disturbed(0);
   const Tensor expected = rig.calibration->Output(untouched, 3, true).value();
   const Tensor expected_changed = rig.calibration->Output(changed, 3, false).value();
@@ -309,7 +309,7 @@ ordered_json ExpertConfig() {
 }
 
 TEST(CalibrationTest, ExpertsCountTheirOwnRows) {
-  Rig rig(ExpertConfig());
+  CalibrationRig rig(ExpertConfig());
   const auto inputs = SlowInputs(rig.config_json, *rig.source, rig.windows);
   std::vector<StatRequest> requests;
   for (int group = 2; group < 14; ++group) {
@@ -338,7 +338,7 @@ TEST(CalibrationTest, ExpertsCountTheirOwnRows) {
 }
 
 TEST(CalibrationTest, ExpertNobodyVisited) {
-  Rig rig(ExpertConfig());
+  CalibrationRig rig(ExpertConfig());
   BlockWeights weights = rig.Block(0);
   // A router of zeros ties all experts: the lowest two are taken for every row.
   weights.moe.router.dense =
@@ -361,7 +361,7 @@ TEST(CalibrationTest, ExpertNobodyVisited) {
 
 // Cross compares rows of one expert: the untouched block runs with the quantized stream's routing.
 TEST(CalibrationTest, CrossOfExpertsUsesTheQuantizedRouting) {
-  Rig rig(ExpertConfig(), TwoStreams());
+  CalibrationRig rig(ExpertConfig(), TwoStreams());
   const BlockWeights untouched = rig.Block(0);
   ASSERT_TRUE(rig.calibration->Advance(rig.Disturbed(0), &untouched).ok());
   std::vector<StatRequest> requests;
@@ -403,7 +403,7 @@ TEST(CalibrationTest, CrossOfExpertsUsesTheQuantizedRouting) {
 // ---- bad input ----------------------------------------------------------------------------------
 
 TEST(CalibrationTest, RequestsThatCannotBeServed) {
-  Rig rig(SmallConfig("llama"));
+  CalibrationRig rig(SmallConfig("llama"));
   Statistics statistics;
   const auto collect = [&](const StatRequest& request) {
     return rig.calibration->Collect(rig.Block(0), nullptr, {request}, &statistics);
@@ -422,7 +422,7 @@ TEST(CalibrationTest, RequestsThatCannotBeServed) {
 }
 
 TEST(CalibrationTest, BeyondTheLastBlock) {
-  Rig rig(SmallConfig("llama"));
+  CalibrationRig rig(SmallConfig("llama"));
   ASSERT_TRUE(rig.calibration->Advance(rig.Block(0), nullptr).ok());
   ASSERT_TRUE(rig.calibration->Advance(rig.Block(1), nullptr).ok());
   Statistics statistics;
@@ -433,7 +433,7 @@ TEST(CalibrationTest, BeyondTheLastBlock) {
 }
 
 TEST(CalibrationTest, WindowsThatDoNotBelongToTheModel) {
-  Rig rig(SmallConfig("llama"));
+  CalibrationRig rig(SmallConfig("llama"));
   const Tensor embedding = rig.source->Embedding().value();
   const auto create = [&](const Tensor& windows) {
     return Calibration::Create(*rig.backend, rig.source->config(), windows, embedding, {}).status();
@@ -454,7 +454,7 @@ TEST(CalibrationTest, ProgressCanStopTheWork) {
     seen.push_back(fraction);
     return seen.size() == 7 ? absl::CancelledError("stop") : absl::OkStatus();
   };
-  Rig rig(SmallConfig("llama"), options);
+  CalibrationRig rig(SmallConfig("llama"), options);
   Statistics statistics;
   ASSERT_TRUE(rig.calibration->Collect(rig.Block(0), nullptr, {Hessian(0)}, &statistics).ok());
   EXPECT_EQ(seen, (std::vector<double>{0.2, 0.4, 0.6, 0.8, 1.0}));

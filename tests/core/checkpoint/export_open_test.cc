@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/core/checkpoint/test_model.h"
+#include "tests/core/cpu/support.h"
 #include "tests/support/shared_data.h"
 
 namespace quantmill {
@@ -18,6 +19,7 @@ namespace {
 
 using testing::AffineRegistry;
 using ::testing::HasSubstr;
+using testing::SameBytes;
 using testing::TestSource;
 using Zero = AffineIntParams::Zero;
 
@@ -65,11 +67,6 @@ class ExportOpen : public ::testing::Test {
   ModelConfig config_;
 };
 
-bool SameBytes(const Tensor& a, const Tensor& b) {
-  return a.dtype() == b.dtype() && a.shape() == b.shape() &&
-         std::memcmp(a.data(), b.data(), a.bytes()) == 0;
-}
-
 void ExpectSameWeight(const PackedWeight& a, const PackedWeight& b) {
   EXPECT_EQ(a.format_json, b.format_json);
   ASSERT_EQ(a.tensors.size(), b.tensors.size());
@@ -79,7 +76,7 @@ void ExpectSameWeight(const PackedWeight& a, const PackedWeight& b) {
   }
 }
 
-TestSource Mixed() {
+TestSource MixedForExport() {
   TestSource source({4, 32, Zero::kInt});
   source.dense.insert("model.layers.1.self_attn.o_proj");
   source.params_of["model.layers.0.mlp.down_proj"] = {8, -1, Zero::kNone};
@@ -89,7 +86,7 @@ TestSource Mixed() {
 TEST_F(ExportOpen, EveryTargetGivesThePackedWeightsBack) {
   for (const std::string target : {"quantmill", "gptq", "gptq_v2", "compressed-tensors"}) {
     SCOPED_TRACE(target);
-    TestSource source = Mixed();
+    TestSource source = MixedForExport();
     const auto result = Export(Options(target, target), source);
     ASSERT_TRUE(result.ok()) << result.status();
     EXPECT_EQ(result->packed_slots, 13);
@@ -126,7 +123,7 @@ TEST_F(ExportOpen, EveryTargetGivesThePackedWeightsBack) {
 }
 
 TEST_F(ExportOpen, KeepsWeightsPackedOnRequestAndNeedsNoRegistryForTheNativeFormat) {
-  ASSERT_TRUE(Export(Options("quantmill"), Mixed()).ok());
+  ASSERT_TRUE(Export(Options("quantmill"), MixedForExport()).ok());
   const auto opened = OpenModel(base_ + "/out", nullptr, PackedMode::kKeepPacked);
   ASSERT_TRUE(opened.ok()) << opened.status();
   const auto weights = (*opened)->LoadBlock(0, *backend_);
@@ -137,7 +134,7 @@ TEST_F(ExportOpen, KeepsWeightsPackedOnRequestAndNeedsNoRegistryForTheNativeForm
 }
 
 TEST_F(ExportOpen, DenseTargetHoldsTheDequantizedValuesInTheOriginalDtype) {
-  TestSource source = Mixed();
+  TestSource source = MixedForExport();
   const auto result = Export(Options("dense"), source);
   ASSERT_TRUE(result.ok()) << result.status();
   const auto checkpoint = Checkpoint::Open(base_ + "/out");
@@ -151,7 +148,7 @@ TEST_F(ExportOpen, DenseTargetHoldsTheDequantizedValuesInTheOriginalDtype) {
 }
 
 TEST_F(ExportOpen, CopiesUnchangedTensorsAndTakesChangedOnes) {
-  TestSource source = Mixed();
+  TestSource source = MixedForExport();
   const std::string norm = "model.layers.1.input_layernorm.weight";
   source.changed[norm] = Tensor::FromF32({64}, std::vector<float>(64, 1.25f));
   ASSERT_TRUE(Export(Options("gptq"), source).ok());
@@ -171,7 +168,7 @@ TEST_F(ExportOpen, CopiesUnchangedTensorsAndTakesChangedOnes) {
 TEST_F(ExportOpen, WritesConfigsAndCopiesTheOtherFiles) {
   ExportOptions options = Options("gptq");
   options.provenance = {{"stages", {"rtn"}}};
-  ASSERT_TRUE(Export(options, Mixed()).ok());
+  ASSERT_TRUE(Export(options, MixedForExport()).ok());
   const auto original = *ReadOrderedJson(base_ + "/original/config.json");
   auto config = *ReadOrderedJson(base_ + "/out/config.json");
   EXPECT_EQ(config.begin().key(), "zeta_first");
@@ -186,12 +183,12 @@ TEST_F(ExportOpen, WritesConfigsAndCopiesTheOtherFiles) {
 }
 
 TEST_F(ExportOpen, EqualInputsGiveEqualBytesAndShardsHoldTheSame) {
-  ASSERT_TRUE(Export(Options("gptq", "a"), Mixed()).ok());
-  ASSERT_TRUE(Export(Options("gptq", "b"), Mixed()).ok());
+  ASSERT_TRUE(Export(Options("gptq", "a"), MixedForExport()).ok());
+  ASSERT_TRUE(Export(Options("gptq", "b"), MixedForExport()).ok());
   EXPECT_EQ(Files(base_ + "/a"), Files(base_ + "/b"));
   ExportOptions options = Options("gptq", "sharded");
   options.shard_bytes = 20000;
-  ASSERT_TRUE(Export(options, Mixed()).ok());
+  ASSERT_TRUE(Export(options, MixedForExport()).ok());
   EXPECT_TRUE(FileExists(base_ + "/sharded/model.safetensors.index.json"));
   const auto one = *Checkpoint::Open(base_ + "/a");
   const auto many = *Checkpoint::Open(base_ + "/sharded");
@@ -215,7 +212,7 @@ TEST_F(ExportOpen, CountsSizes) {
 }
 
 TEST_F(ExportOpen, LeavesNothingBehindOnFailure) {
-  TestSource failing = Mixed();
+  TestSource failing = MixedForExport();
   failing.fail_on_second_use = "model.layers.1.mlp.up_proj";
   EXPECT_EQ(Export(Options("gptq"), failing).status().code(), absl::StatusCode::kDataLoss);
   ExpectNothingLeft();
@@ -229,10 +226,10 @@ TEST_F(ExportOpen, LeavesNothingBehindOnFailure) {
 
   ExportOptions cancelled = Options("quantmill");
   cancelled.progress = [](double) { return true; };
-  EXPECT_EQ(Export(cancelled, Mixed()).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(Export(cancelled, MixedForExport()).status().code(), absl::StatusCode::kCancelled);
   ExpectNothingLeft();
 
-  TestSource wrong = Mixed();
+  TestSource wrong = MixedForExport();
   wrong.changed["model.norm.weight"] = Tensor::FromF32({2}, {1, 2});
   EXPECT_EQ(Export(Options("quantmill"), wrong).status().code(),
             absl::StatusCode::kInvalidArgument);
@@ -241,10 +238,11 @@ TEST_F(ExportOpen, LeavesNothingBehindOnFailure) {
 
 TEST_F(ExportOpen, RefusesWhatItWouldOverwriteAndWhatItDoesNotKnow) {
   std::filesystem::create_directory(base_ + "/out");
-  EXPECT_EQ(Export(Options("gptq"), Mixed()).status().code(), absl::StatusCode::kAlreadyExists);
-  EXPECT_EQ(Export(Options("other", "x"), Mixed()).status().code(),
+  EXPECT_EQ(Export(Options("gptq"), MixedForExport()).status().code(),
+            absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(Export(Options("other", "x"), MixedForExport()).status().code(),
             absl::StatusCode::kInvalidArgument);
-  TestSource source = Mixed();
+  TestSource source = MixedForExport();
   EXPECT_EQ(ExportCheckpoint(Options("gptq", "x"), source, nullptr, *backend_).status().code(),
             absl::StatusCode::kFailedPrecondition);
 }
@@ -272,22 +270,22 @@ TEST_F(ExportOpen, NamesMissingAndLeftOverTensors) {
   const auto error = [&] {
     return std::string(OpenModel(base_ + "/out", &registry_).status().message());
   };
-  ASSERT_TRUE(Export(Options("gptq"), Mixed()).ok());
+  ASSERT_TRUE(Export(Options("gptq"), MixedForExport()).ok());
   Rewrite(base_ + "/out", q + ".scales", "");
   EXPECT_THAT(error(), HasSubstr("has no tensor " + q + ".scales"));
   std::filesystem::remove_all(base_ + "/out");
 
-  ASSERT_TRUE(Export(Options("gptq"), Mixed()).ok());
+  ASSERT_TRUE(Export(Options("gptq"), MixedForExport()).ok());
   Rewrite(base_ + "/out", "", q + ".weight");
   EXPECT_THAT(error(), HasSubstr("has a tensor " + q + ".weight"));
   std::filesystem::remove_all(base_ + "/out");
 
-  ASSERT_TRUE(Export(Options("gptq"), Mixed()).ok());
+  ASSERT_TRUE(Export(Options("gptq"), MixedForExport()).ok());
   Rewrite(base_ + "/out", "", "model.layers.1.self_attn.o_proj.qweight");
   EXPECT_THAT(error(), HasSubstr("is dense"));
   std::filesystem::remove_all(base_ + "/out");
 
-  ASSERT_TRUE(Export(Options("gptq"), Mixed()).ok());
+  ASSERT_TRUE(Export(Options("gptq"), MixedForExport()).ok());
   Rewrite(base_ + "/out", "model.norm.weight", "");
   EXPECT_THAT(error(), HasSubstr("model.norm.weight"));
   EXPECT_THAT(std::string(OpenModel(base_ + "/nowhere", &registry_).status().message()),

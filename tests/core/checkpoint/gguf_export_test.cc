@@ -15,6 +15,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/core/checkpoint/test_model.h"
+#include "tests/core/cpu/support.h"
 #include "tests/support/shared_data.h"
 
 namespace quantmill {
@@ -22,13 +23,9 @@ namespace {
 
 using testing::AffineRegistry;
 using ::testing::HasSubstr;
+using testing::SameBytes;
 using testing::TestSource;
 using Zero = AffineIntParams::Zero;
-
-bool SameBytes(const Tensor& a, const Tensor& b) {
-  return a.dtype() == b.dtype() && a.shape() == b.shape() &&
-         std::memcmp(a.data(), b.data(), static_cast<size_t>(a.bytes())) == 0;
-}
 
 bool SameValues(const Tensor& a, const Tensor& b) {
   if (!(a.shape() == b.shape())) return false;
@@ -63,7 +60,7 @@ class GgufExport : public ::testing::Test {
   AffineRegistry registry_;
 };
 
-TestSource Mixed() {
+TestSource MixedForGguf() {
   TestSource source({4, 32, Zero::kNone});
   source.dense.insert("model.layers.1.self_attn.o_proj");
   source.params_of["model.layers.0.mlp.down_proj"] = {8, 32, Zero::kNone};
@@ -72,7 +69,7 @@ TestSource Mixed() {
 }
 
 TEST_F(GgufExport, GivesThePackedWeightsAndEveryOtherTensorBack) {
-  TestSource source = Mixed();
+  TestSource source = MixedForGguf();
   const auto result = Export(source, original_);
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_TRUE(FileExists(base_ + "/out/model.gguf"));
@@ -121,7 +118,7 @@ TEST_F(GgufExport, GivesThePackedWeightsAndEveryOtherTensorBack) {
 
 // Row 1 of a head of 16 rows is stored where the second pair begins: at 2.
 TEST_F(GgufExport, StoresQueriesAndKeysInterleaved) {
-  TestSource source = Mixed();
+  TestSource source = MixedForGguf();
   for (const char* name : {"q_proj", "k_proj", "v_proj"}) {
     source.dense.insert(std::string("model.layers.0.self_attn.") + name);
   }
@@ -146,7 +143,7 @@ TEST_F(GgufExport, StoresQueriesAndKeysInterleaved) {
 }
 
 TEST_F(GgufExport, WritesTheMetadataReadersNeed) {
-  TestSource source = Mixed();
+  TestSource source = MixedForGguf();
   ASSERT_TRUE(Export(source, original_).ok());
   const auto file = *GgufFile::Open(base_ + "/out/model.gguf");
   const GgufHeader& header = file->header();
@@ -168,7 +165,7 @@ TEST_F(GgufExport, WritesTheMetadataReadersNeed) {
 }
 
 TEST_F(GgufExport, EqualInputsGiveEqualBytesAndFailuresLeaveNothing) {
-  TestSource source = Mixed(), again = Mixed();
+  TestSource source = MixedForGguf(), again = MixedForGguf();
   ASSERT_TRUE(Export(source, original_).ok());
   const std::string first = *ReadFile(base_ + "/out/model.gguf");
   std::filesystem::remove_all(base_ + "/out");
@@ -179,7 +176,7 @@ TEST_F(GgufExport, EqualInputsGiveEqualBytesAndFailuresLeaveNothing) {
   TestSource wrong({4, 64, Zero::kNone});
   EXPECT_THAT(std::string(Export(wrong, original_).status().message()),
               HasSubstr("group_size: 32"));
-  TestSource failing = Mixed();
+  TestSource failing = MixedForGguf();
   failing.fail_on_second_use = "model.layers.1.mlp.up_proj";
   EXPECT_EQ(Export(failing, original_).status().code(), absl::StatusCode::kDataLoss);
   EXPECT_FALSE(FileExists(base_ + "/out"));

@@ -5,7 +5,7 @@
 namespace quantmill::testing {
 namespace {
 
-struct Case {
+struct AttentionCase {
   std::string name;
   AttentionShape shape;
   int64_t capacity;
@@ -18,7 +18,7 @@ AttentionShape Make(int64_t batch, int64_t queries, int64_t past, int64_t heads,
           kv_heads, head_dim, window, 1.0f / std::sqrt(static_cast<float>(head_dim))};
 }
 
-class AttentionTest : public ::testing::TestWithParam<Case> {};
+class AttentionTest : public ::testing::TestWithParam<AttentionCase> {};
 
 // Softmax attention of one query, straight from its definition, in f64.
 std::vector<double> Reference(const AttentionShape& s, const float* q, const float* keys,
@@ -90,22 +90,22 @@ TEST_P(AttentionTest, AgreesWithF64) {
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, AttentionTest,
-    ::testing::Values(Case{"one", Make(1, 1, 0, 1, 1, 2), 1},
-                      Case{"short", Make(1, 3, 0, 2, 2, 8), 3},
-                      Case{"tile_edges", Make(1, 257, 0, 2, 1, 16), 257},
-                      Case{"grouped", Make(2, 130, 0, 6, 2, 64), 130},
-                      Case{"odd_head_dim", Make(1, 20, 0, 3, 3, 7), 20},
-                      Case{"past", Make(2, 5, 150, 4, 2, 32), 160},
-                      Case{"past_tiles", Make(1, 150, 131, 2, 1, 32), 300},
-                      Case{"window", Make(1, 300, 0, 2, 1, 16, 37), 300},
-                      Case{"window_of_one", Make(1, 10, 0, 1, 1, 8, 1), 10},
-                      Case{"window_past", Make(2, 140, 100, 2, 2, 16, 129), 256},
-                      Case{"generate", Make(1, 1, 700, 6, 2, 64), 1024},
-                      Case{"generate_batch", Make(3, 1, 33, 4, 1, 80), 40},
-                      Case{"generate_window", Make(1, 1, 700, 4, 4, 64, 100), 701},
-                      Case{"generate_few", Make(1, 4, 300, 6, 3, 128), 512},
-                      Case{"peaked", Make(1, 200, 0, 2, 1, 64), 200, 40.0f}),
-    [](const ::testing::TestParamInfo<Case>& info) { return info.param.name; });
+    ::testing::Values(AttentionCase{"one", Make(1, 1, 0, 1, 1, 2), 1},
+                      AttentionCase{"short", Make(1, 3, 0, 2, 2, 8), 3},
+                      AttentionCase{"tile_edges", Make(1, 257, 0, 2, 1, 16), 257},
+                      AttentionCase{"grouped", Make(2, 130, 0, 6, 2, 64), 130},
+                      AttentionCase{"odd_head_dim", Make(1, 20, 0, 3, 3, 7), 20},
+                      AttentionCase{"past", Make(2, 5, 150, 4, 2, 32), 160},
+                      AttentionCase{"past_tiles", Make(1, 150, 131, 2, 1, 32), 300},
+                      AttentionCase{"window", Make(1, 300, 0, 2, 1, 16, 37), 300},
+                      AttentionCase{"window_of_one", Make(1, 10, 0, 1, 1, 8, 1), 10},
+                      AttentionCase{"window_past", Make(2, 140, 100, 2, 2, 16, 129), 256},
+                      AttentionCase{"generate", Make(1, 1, 700, 6, 2, 64), 1024},
+                      AttentionCase{"generate_batch", Make(3, 1, 33, 4, 1, 80), 40},
+                      AttentionCase{"generate_window", Make(1, 1, 700, 4, 4, 64, 100), 701},
+                      AttentionCase{"generate_few", Make(1, 4, 300, 6, 3, 128), 512},
+                      AttentionCase{"peaked", Make(1, 200, 0, 2, 1, 64), 200, 40.0f}),
+    [](const ::testing::TestParamInfo<AttentionCase>& info) { return info.param.name; });
 
 TEST(Attention, NoQueriesDoNothing) {
   Tensor out = Garbage({0, 16});

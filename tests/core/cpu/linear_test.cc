@@ -5,11 +5,11 @@
 namespace quantmill::testing {
 namespace {
 
-struct Case {
+struct LinearCase {
   int64_t rows, k, n;
 };
 
-class LinearTest : public ::testing::TestWithParam<std::tuple<Case, DType, bool>> {};
+class LinearTest : public ::testing::TestWithParam<std::tuple<LinearCase, DType, bool>> {};
 
 TEST_P(LinearTest, AgreesWithF64) {
   const auto [shape, dtype, with_bias] = GetParam();
@@ -45,13 +45,13 @@ std::string CaseName(const ::testing::TestParamInfo<LinearTest::ParamType>& info
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, LinearTest,
-    ::testing::Combine(::testing::Values(Case{1, 1, 1}, Case{1, 384, 128}, Case{1, 385, 67},
-                                         Case{2, 37, 5}, Case{3, 1030, 33}, Case{5, 64, 300},
-                                         Case{8, 129, 65}, Case{9, 129, 65}, Case{33, 300, 257},
-                                         Case{300, 65, 131}, Case{257, 520, 17}, Case{0, 8, 4},
-                                         Case{2, 0, 4}, Case{20, 0, 4}),
-                       ::testing::Values(DType::kF32, DType::kBF16, DType::kF16),
-                       ::testing::Bool()),
+    ::testing::Combine(
+        ::testing::Values(LinearCase{1, 1, 1}, LinearCase{1, 384, 128}, LinearCase{1, 385, 67},
+                          LinearCase{2, 37, 5}, LinearCase{3, 1030, 33}, LinearCase{5, 64, 300},
+                          LinearCase{8, 129, 65}, LinearCase{9, 129, 65}, LinearCase{33, 300, 257},
+                          LinearCase{300, 65, 131}, LinearCase{257, 520, 17}, LinearCase{0, 8, 4},
+                          LinearCase{2, 0, 4}, LinearCase{20, 0, 4}),
+        ::testing::Values(DType::kF32, DType::kBF16, DType::kF16), ::testing::Bool()),
     CaseName);
 
 TEST(Linear, ReadsUnalignedWeights) {

@@ -3,11 +3,11 @@
 namespace quantmill::testing {
 namespace {
 
-struct Case {
+struct StatisticsCase {
   int64_t rows, k;
 };
-constexpr Case kCases[] = {{1, 1},     {1, 37},   {5, 130},   {300, 65},
-                           {129, 384}, {3, 1200}, {1100, 20}, {0, 9}};
+constexpr StatisticsCase kCases[] = {{1, 1},     {1, 37},   {5, 130},   {300, 65},
+                                     {129, 384}, {3, 1200}, {1100, 20}, {0, 9}};
 
 // start + a^T b, with the tolerance of every element.
 void ExpectTransposedProduct(const Tensor& a, const Tensor& b, const Tensor& start,
@@ -29,7 +29,7 @@ void ExpectTransposedProduct(const Tensor& a, const Tensor& b, const Tensor& sta
 }
 
 TEST(AccumulateGram, AgreesWithF64AndIsSymmetric) {
-  for (const Case& c : kCases) {
+  for (const StatisticsCase& c : kCases) {
     const Tensor x = RandomTensor({c.rows, c.k}, 1);
     Tensor start = Tensor::HostZeros(DType::kF32, {c.k, c.k}).value();
     ASSERT_TRUE(Cpu().AccumulateGram(RandomTensor({3, c.k}, 2), &start).ok());
@@ -46,7 +46,7 @@ TEST(AccumulateGram, AgreesWithF64AndIsSymmetric) {
 }
 
 TEST(AccumulateCross, AgreesWithF64) {
-  for (const Case& c : kCases) {
+  for (const StatisticsCase& c : kCases) {
     const Tensor x = RandomTensor({c.rows, c.k}, 1), original = RandomTensor({c.rows, c.k}, 2);
     const Tensor start = RandomTensor({c.k, c.k}, 3);
     const Tensor cross = SameForAllThreads(
@@ -59,7 +59,7 @@ TEST(AccumulateCross, AgreesWithF64) {
 }
 
 TEST(AccumulateAbs, AgreesWithF64) {
-  for (const Case& c : kCases) {
+  for (const StatisticsCase& c : kCases) {
     const Tensor x = RandomTensor({c.rows, c.k}, 1);
     const Tensor start = Tensor::FromF32({c.k}, std::vector<float>(static_cast<size_t>(c.k), 1.5f));
     const Tensor sum = SameForAllThreads(

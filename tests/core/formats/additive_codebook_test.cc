@@ -34,7 +34,7 @@ TEST(AdditiveCodebook, SumsVectorsAndScalesRows) {
   for (int i = 0; i < 8; ++i) EXPECT_EQ(out.as<float>()[i], expected[i]) << i;
 }
 
-void ExpectRefused(const PackedWeight& weight, const std::string& word) {
+void ExpectCodebookRefused(const PackedWeight& weight, const std::string& word) {
   const absl::Status status = CheckWithReference(weight);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr(word));
@@ -44,28 +44,28 @@ TEST(AdditiveCodebook, DamageIsNamed) {
   EXPECT_TRUE(CheckWithReference(Small()).ok());
   PackedWeight w = Small();
   w.tensors[0].tensor.as<int8_t>()[3] = 2;
-  ExpectRefused(w, "code 3 is 2");
+  ExpectCodebookRefused(w, "code 3 is 2");
   w = Small();
   w.tensors[1].tensor.as<float>()[9] = NAN;
-  ExpectRefused(w, "value 9 of tensor 'codebooks'");
+  ExpectCodebookRefused(w, "value 9 of tensor 'codebooks'");
   w = Small();
   w.tensors[2].tensor.as<float>()[1] = INFINITY;
-  ExpectRefused(w, "value 1 of tensor 'scales'");
+  ExpectCodebookRefused(w, "value 1 of tensor 'scales'");
   w = Small();
   w.tensors.pop_back();
-  ExpectRefused(w, "no tensor 'scales'");
+  ExpectCodebookRefused(w, "no tensor 'scales'");
   w = Small();
   w.tensors.push_back({"bias", w.tensors[2].tensor});
-  ExpectRefused(w, "'bias'");
+  ExpectCodebookRefused(w, "'bias'");
   w = Small();
   w.tensors.push_back(w.tensors[2]);
-  ExpectRefused(w, "two tensors");
+  ExpectCodebookRefused(w, "two tensors");
   w = Small();
   w.in_features = 5;
-  ExpectRefused(w, "multiple of group_size");
+  ExpectCodebookRefused(w, "multiple of group_size");
   w = Small();
   w.out_features = 3;
-  ExpectRefused(w, "'codes'");
+  ExpectCodebookRefused(w, "'codes'");
 }
 
 TEST(AdditiveCodebook, ParametersHaveOneForm) {

@@ -94,7 +94,7 @@ PackedWeight Small(Zero zero) {
   return *weight;
 }
 
-std::vector<float> Dequantized(const PackedWeight& weight) {
+std::vector<float> AffineValues(const PackedWeight& weight) {
   Tensor out = *Tensor::Host(DType::kF32, {weight.out_features, weight.in_features});
   const auto status = DequantizeAffineIntReference(weight, &out);
   EXPECT_TRUE(status.ok()) << status;
@@ -102,16 +102,16 @@ std::vector<float> Dequantized(const PackedWeight& weight) {
 }
 
 TEST(Reference, MatchesNumbersWorkedOutByHand) {
-  EXPECT_THAT(Dequantized(Small(Zero::kNone)), ElementsAre(-8, -6, -2, -1, 0, 4, 1, 1.5f));
-  EXPECT_THAT(Dequantized(Small(Zero::kInt)), ElementsAre(0, 2, 1.5f, 2.5f, 12, 16, 2.25f, 2.75f));
-  EXPECT_THAT(Dequantized(Small(Zero::kFloat)),
+  EXPECT_THAT(AffineValues(Small(Zero::kNone)), ElementsAre(-8, -6, -2, -1, 0, 4, 1, 1.5f));
+  EXPECT_THAT(AffineValues(Small(Zero::kInt)), ElementsAre(0, 2, 1.5f, 2.5f, 12, 16, 2.25f, 2.75f));
+  EXPECT_THAT(AffineValues(Small(Zero::kFloat)),
               ElementsAre(-0.5f, 1.5f, 1.25f, 2.25f, 20, 24, 1.1875f, 1.6875f));
 }
 
 TEST(Reference, FollowsTheGroupIndex) {
   PackedWeight weight = Small(Zero::kInt);
   weight.tensors.push_back({"group_index", Tensor::FromI32({4}, {1, 0, 1, 0})});
-  EXPECT_THAT(Dequantized(weight), ElementsAre(-0.5f, 2, 1.5f, 6, 1.25f, 16, 2.25f, 24));
+  EXPECT_THAT(AffineValues(weight), ElementsAre(-0.5f, 2, 1.5f, 6, 1.25f, 16, 2.25f, 24));
 }
 
 // Four rows, three channels, groups of two along the outputs: rows r and r + 2 share.
@@ -123,7 +123,7 @@ TEST(Reference, GroupsAlongTheOutputs) {
                     Tensor::FromF32({2, 3}, {0, 0, 0.5f, 1, 1, 1}), Tensor());
   ASSERT_TRUE(weight.ok()) << weight.status();
   EXPECT_EQ(weight->format_json, R"({"axis":0,"bits":1,"group_size":2,"zero":"float"})");
-  EXPECT_THAT(Dequantized(*weight), ElementsAre(0, 2, -2, 0, -16, 0, 0, 2, -2, 0, -16, 0));
+  EXPECT_THAT(AffineValues(*weight), ElementsAre(0, 2, -2, 0, -16, 0, 0, 2, -2, 0, -16, 0));
   weight->tensors.push_back({"group_index", Tensor::FromI32({3}, {0, 0, 0})});
   EXPECT_THAT(CheckAffineInt(*weight).message(), HasSubstr("group_index"));
 }
@@ -142,7 +142,7 @@ TEST(Reference, ReadsScalesAndZeroPointsStoredAsBytes) {
   const Tensor zero_range = Tensor::FromF32({1, 2}, {0.125f, -1});
   auto weight = MakeAffineInt(params, codes, scale, zero, Tensor(), ranges, zero_range);
   ASSERT_TRUE(weight.ok()) << weight.status();
-  const std::vector<float> got = Dequantized(*weight);
+  const std::vector<float> got = AffineValues(*weight);
   EXPECT_EQ(got[0], 1.0f * (3 - -1.0f));
   EXPECT_EQ(got[127], (1 + 0.25f * 127) * (3 - (0.125f * 254 - 1)));
   EXPECT_EQ(got[129], (2 + 0.5f * 129) * (3 - (0.125f * 2 - 1)));
@@ -157,7 +157,7 @@ TEST(Reference, ReadsScalesAndZeroPointsStoredAsBytes) {
 
 TEST(Reference, RoundsOnceToTheDtypeAskedFor) {
   PackedWeight weight = Small(Zero::kFloat);
-  const std::vector<float> exact = Dequantized(weight);
+  const std::vector<float> exact = AffineValues(weight);
   for (DType dtype : {DType::kF16, DType::kBF16}) {
     Tensor out = *Tensor::Host(dtype, {2, 4});
     ASSERT_TRUE(DequantizeAffineIntReference(weight, &out).ok());

@@ -24,7 +24,7 @@ Tensor Bytes(DType dtype, Shape shape, const std::vector<int>& values) {
   return tensor;
 }
 
-std::vector<float> Dequantized(const PackedWeight& weight) {
+std::vector<float> RowValues(const PackedWeight& weight) {
   Tensor out = *Tensor::Host(DType::kF32, {weight.out_features, weight.in_features});
   const absl::Status status = DequantizeWithReference(weight, &out);
   EXPECT_TRUE(status.ok()) << status;
@@ -69,7 +69,7 @@ TEST(Int8Row, IsScaleTimesCode) {
                                   Tensor::FromF32({2}, {0.5f, 2.0f}));
   ASSERT_TRUE(weight.ok()) << weight.status();
   EXPECT_EQ(weight->format_json, "{}");
-  EXPECT_THAT(Dequantized(*weight), ElementsAre(63.5f, -64, 0, 2, -2, 4));
+  EXPECT_THAT(RowValues(*weight), ElementsAre(63.5f, -64, 0, 2, -2, 4));
   EXPECT_EQ(weight->BitsPerWeight(), (6 * 8 + 64) / 6.0);
 }
 
@@ -78,11 +78,11 @@ TEST(Float8, IsScaleTimesValue) {
   const auto rows = MakeFloat8({}, codes, Tensor::FromF32({2}, {0.5f, 2.0f}));
   ASSERT_TRUE(rows.ok()) << rows.status();
   EXPECT_EQ(rows->format_json, R"({"dtype":"e4m3","scale":"channel"})");
-  EXPECT_THAT(Dequantized(*rows), ElementsAre(224, 0.5f, -2, 0x1p-8f));
+  EXPECT_THAT(RowValues(*rows), ElementsAre(224, 0.5f, -2, 0x1p-8f));
   const auto whole = MakeFloat8({DType::kF8E4M3, true, true}, codes, Tensor::FromF32({1}, {4}));
   ASSERT_TRUE(whole.ok()) << whole.status();
   EXPECT_EQ(whole->format_json, R"({"activations":"fp8","dtype":"e4m3","scale":"tensor"})");
-  EXPECT_THAT(Dequantized(*whole), ElementsAre(1792, 4, -4, 0x1p-7f));
+  EXPECT_THAT(RowValues(*whole), ElementsAre(1792, 4, -4, 0x1p-7f));
 }
 
 TEST(Row8, ChecksRefuseWhatIsNotInTheFormat) {

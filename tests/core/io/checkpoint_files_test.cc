@@ -36,7 +36,7 @@ std::string TwoShards() {
   return directory;
 }
 
-std::string ErrorOf(const std::string& directory) {
+std::string OpenError(const std::string& directory) {
   const auto checkpoint = Checkpoint::Open(directory);
   return checkpoint.ok() ? "" : std::string(checkpoint.status().message());
 }
@@ -77,26 +77,26 @@ TEST(CheckpointTest, TensorsUnderAPrefix) {
 TEST(CheckpointTest, MissingShardIsNamedWithItsFirstTensor) {
   const std::string directory = TwoShards();
   std::filesystem::remove(directory + "/two.safetensors");
-  EXPECT_THAT(ErrorOf(directory), HasSubstr("file two.safetensors is missing"));
-  EXPECT_THAT(ErrorOf(directory), HasSubstr("the first is c"));
+  EXPECT_THAT(OpenError(directory), HasSubstr("file two.safetensors is missing"));
+  EXPECT_THAT(OpenError(directory), HasSubstr("the first is c"));
 }
 
 TEST(CheckpointTest, TruncatedShardIsNamedWithTheTensor) {
   const std::string directory = TwoShards(), shard = directory + "/two.safetensors";
   std::filesystem::resize_file(shard, std::filesystem::file_size(shard) - 1);
-  EXPECT_THAT(ErrorOf(directory), HasSubstr("two.safetensors; tensor c: it ends at byte 1"));
+  EXPECT_THAT(OpenError(directory), HasSubstr("two.safetensors; tensor c: it ends at byte 1"));
 }
 
 TEST(CheckpointTest, TensorThatIsNotInItsShard) {
   const std::string directory = TwoShards();
   ASSERT_TRUE(WriteFile(directory + kIndex, R"({"weight_map":{"d":"two.safetensors"}})").ok());
-  EXPECT_THAT(ErrorOf(directory), HasSubstr("file two.safetensors has no tensor d"));
+  EXPECT_THAT(OpenError(directory), HasSubstr("file two.safetensors has no tensor d"));
 }
 
 TEST(CheckpointTest, StraySingleFile) {
   const std::string directory = TwoShards();
   WriteTensors(directory + "/model.safetensors", {"a"});
-  EXPECT_THAT(ErrorOf(directory), HasSubstr("delete the one that is out of date"));
+  EXPECT_THAT(OpenError(directory), HasSubstr("delete the one that is out of date"));
 }
 
 TEST(CheckpointTest, BadIndex) {
@@ -106,20 +106,20 @@ TEST(CheckpointTest, BadIndex) {
         R"({"weight_map":{"a":"../one.safetensors"}})", R"({"weight_map":{"a":""}})",
         R"({"weight_map":{"a":"one.safetensors","a":"one.safetensors"}})", "{"}) {
     ASSERT_TRUE(WriteFile(directory + kIndex, text).ok());
-    EXPECT_THAT(ErrorOf(directory), HasSubstr("model.safetensors.index.json")) << text;
+    EXPECT_THAT(OpenError(directory), HasSubstr("model.safetensors.index.json")) << text;
   }
 }
 
 TEST(CheckpointTest, NothingToOpen) {
-  EXPECT_THAT(ErrorOf("/nonexistent"), HasSubstr("it is not a directory"));
+  EXPECT_THAT(OpenError("/nonexistent"), HasSubstr("it is not a directory"));
   const std::string directory = testing::MakeTempDir();
-  EXPECT_THAT(ErrorOf(directory), HasSubstr("neither model.safetensors nor"));
+  EXPECT_THAT(OpenError(directory), HasSubstr("neither model.safetensors nor"));
   ASSERT_TRUE(WriteFile(directory + "/pytorch_model.bin", "x").ok());
-  EXPECT_THAT(ErrorOf(directory), HasSubstr("convert them to safetensors"));
+  EXPECT_THAT(OpenError(directory), HasSubstr("convert them to safetensors"));
   WriteTensors(directory + "/model-00001-of-00002.safetensors", {"a"});
-  EXPECT_THAT(ErrorOf(directory), HasSubstr("but no model.safetensors.index.json"));
+  EXPECT_THAT(OpenError(directory), HasSubstr("but no model.safetensors.index.json"));
   WriteTensors(directory + "/model.safetensors", {});
-  EXPECT_THAT(ErrorOf(directory), HasSubstr("no tensors"));
+  EXPECT_THAT(OpenError(directory), HasSubstr("no tensors"));
 }
 
 TEST(CheckpointTest, ManyTensors) {

@@ -38,7 +38,7 @@ std::string WithData(std::string header, size_t bytes) {
   return header + std::string(bytes, '\1');
 }
 
-std::string ErrorOf(const std::string& bytes) {
+std::string GgufError(const std::string& bytes) {
   const auto header = ParseGgufHeader(bytes, bytes.size(), "m.gguf");
   return header.ok() ? "" : std::string(header.status().message());
 }
@@ -78,33 +78,33 @@ TEST(GgufFileTest, ReadsMetadataOfEveryKind) {
 }
 
 TEST(GgufFileTest, RefusesDamagedHeaders) {
-  EXPECT_THAT(ErrorOf("GGML"), HasSubstr("no GGUF file"));
-  EXPECT_THAT(ErrorOf(""), HasSubstr("no GGUF file"));
-  EXPECT_THAT(ErrorOf(Start(0, 0, 1)), HasSubstr("GGUF version 1; 2 and 3 can be read"));
-  EXPECT_THAT(ErrorOf(Start(0, 0, 0x03000000)), HasSubstr("big-endian"));
-  EXPECT_THAT(ErrorOf(Start(0, 0).substr(0, 20)), HasSubstr("ends early"));
-  EXPECT_THAT(ErrorOf(Start(uint64_t{1} << 60, 0)), HasSubstr("more than it has room for"));
+  EXPECT_THAT(GgufError("GGML"), HasSubstr("no GGUF file"));
+  EXPECT_THAT(GgufError(""), HasSubstr("no GGUF file"));
+  EXPECT_THAT(GgufError(Start(0, 0, 1)), HasSubstr("GGUF version 1; 2 and 3 can be read"));
+  EXPECT_THAT(GgufError(Start(0, 0, 0x03000000)), HasSubstr("big-endian"));
+  EXPECT_THAT(GgufError(Start(0, 0).substr(0, 20)), HasSubstr("ends early"));
+  EXPECT_THAT(GgufError(Start(uint64_t{1} << 60, 0)), HasSubstr("more than it has room for"));
   const std::string key = Text("k") + Raw<uint32_t>(4) + Raw<uint32_t>(1);
-  EXPECT_THAT(ErrorOf(Start(0, 2) + key + key), HasSubstr("key k is there twice"));
-  EXPECT_THAT(ErrorOf(Start(0, 1) + Text("") + Raw<uint32_t>(4) + Raw<uint64_t>(1)),
+  EXPECT_THAT(GgufError(Start(0, 2) + key + key), HasSubstr("key k is there twice"));
+  EXPECT_THAT(GgufError(Start(0, 1) + Text("") + Raw<uint32_t>(4) + Raw<uint64_t>(1)),
               HasSubstr("not a printable name"));
-  EXPECT_THAT(ErrorOf(Start(0, 1) + Text("k") + Raw<uint32_t>(13) + Raw<uint64_t>(1)),
+  EXPECT_THAT(GgufError(Start(0, 1) + Text("k") + Raw<uint32_t>(13) + Raw<uint64_t>(1)),
               HasSubstr("type 13 is not known"));
   const std::string array = Text("k") + Raw<uint32_t>(9) + Raw<uint32_t>(6);
-  EXPECT_THAT(ErrorOf(Start(0, 1) + array + Raw(uint64_t{1} << 62)), HasSubstr("ends early"));
+  EXPECT_THAT(GgufError(Start(0, 1) + array + Raw(uint64_t{1} << 62)), HasSubstr("ends early"));
   EXPECT_THAT(
-      ErrorOf(Start(0, 1) + Text("k") + Raw<uint32_t>(9) + Raw<uint32_t>(9) + Raw<uint64_t>(0)),
+      GgufError(Start(0, 1) + Text("k") + Raw<uint32_t>(9) + Raw<uint32_t>(9) + Raw<uint64_t>(0)),
       HasSubstr("an array of type 9 is not known"));
-  EXPECT_THAT(ErrorOf(Start(0, 1) + Text("k") + Raw<uint32_t>(8) + Raw(uint64_t{1} << 40)),
+  EXPECT_THAT(GgufError(Start(0, 1) + Text("k") + Raw<uint32_t>(8) + Raw(uint64_t{1} << 40)),
               HasSubstr("ends early"));
   EXPECT_THAT(
-      ErrorOf(Start(0, 1) + Text("general.alignment") + Raw<uint32_t>(4) + Raw<uint32_t>(24)),
+      GgufError(Start(0, 1) + Text("general.alignment") + Raw<uint32_t>(4) + Raw<uint32_t>(24)),
       HasSubstr("power of two"));
 }
 
 TEST(GgufFileTest, RefusesDamagedTensors) {
   const auto one = [](const std::string& info, size_t data) {
-    return ErrorOf(WithData(Start(1, 0) + info, data));
+    return GgufError(WithData(Start(1, 0) + info, data));
   };
   EXPECT_EQ(one(TensorInfo("t", {4}, 0, 0), 16), "");
   EXPECT_THAT(one(TensorInfo("t", {4}, 0, 0), 15), HasSubstr("the file holds only 15"));
@@ -119,9 +119,9 @@ TEST(GgufFileTest, RefusesDamagedTensors) {
               HasSubstr("too large"));
   EXPECT_THAT(one(TensorInfo(std::string(64, 'n'), {4}, 0, 0), 16), HasSubstr("at most 63"));
   EXPECT_THAT(one(TensorInfo("t\n", {4}, 0, 0), 16), HasSubstr("no printable name"));
-  EXPECT_THAT(
-      ErrorOf(WithData(Start(2, 0) + TensorInfo("t", {4}, 0, 0) + TensorInfo("t", {4}, 0, 32), 64)),
-      HasSubstr("is there twice"));
+  EXPECT_THAT(GgufError(WithData(
+                  Start(2, 0) + TensorInfo("t", {4}, 0, 0) + TensorInfo("t", {4}, 0, 32), 64)),
+              HasSubstr("is there twice"));
 }
 
 TEST(GgufWriterTest, WritesTheBytesOfTheFormat) {

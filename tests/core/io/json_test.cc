@@ -12,7 +12,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-std::string ErrorOf(const std::string& text) {
+std::string JsonError(const std::string& text) {
   const auto json = ParseJson(text, "model/config.json");
   return json.ok() ? "" : std::string(json.status().message());
 }
@@ -24,7 +24,7 @@ TEST(JsonTest, ParsesAndKeepsOrder) {
 }
 
 TEST(JsonTest, ErrorNamesFileAndPosition) {
-  const std::string error = ErrorOf("{\n  \"a\": 1,\n  \"b\" true\n}");
+  const std::string error = JsonError("{\n  \"a\": 1,\n  \"b\" true\n}");
   EXPECT_THAT(error, HasSubstr("model/config.json"));
   EXPECT_THAT(error, HasSubstr("line 3, column 10"));
   EXPECT_EQ(error.find("json.exception"), std::string::npos);
@@ -33,19 +33,19 @@ TEST(JsonTest, ErrorNamesFileAndPosition) {
 TEST(JsonTest, RefusesWhatIsNotJson) {
   for (const char* text :
        {"", "{", "{} x", "{\"a\":1,}", "nan", "{\"a\":1e999}", "\"\xff\"", "'a'"}) {
-    EXPECT_NE(ErrorOf(text), "") << text;
+    EXPECT_NE(JsonError(text), "") << text;
   }
 }
 
 TEST(JsonTest, RefusesDuplicateKeys) {
-  EXPECT_THAT(ErrorOf(R"({"a": 1, "b": {"c": 1, "d": 2, "c": 3}})"),
+  EXPECT_THAT(JsonError(R"({"a": 1, "b": {"c": 1, "d": 2, "c": 3}})"),
               HasSubstr("key \"c\" appears twice"));
-  EXPECT_EQ(ErrorOf(R"([{"a": {"a": 1}}, {"a": 2}])"), "");
+  EXPECT_EQ(JsonError(R"([{"a": {"a": 1}}, {"a": 2}])"), "");
 }
 
 TEST(JsonTest, RefusesDeepNesting) {
-  EXPECT_THAT(ErrorOf(std::string(1'000'000, '[')), HasSubstr("nested"));
-  EXPECT_EQ(ErrorOf("[\"" + std::string(1000, '[') + "\\\"[\"]"), "");
+  EXPECT_THAT(JsonError(std::string(1'000'000, '[')), HasSubstr("nested"));
+  EXPECT_EQ(JsonError("[\"" + std::string(1000, '[') + "\\\"[\"]"), "");
 }
 
 TEST(JsonTest, LargeObjectsAreNotQuadratic) {

@@ -26,7 +26,7 @@ absl::StatusOr<std::shared_ptr<const SafetensorsFile>> OpenBytes(const std::stri
   return SafetensorsFile::Open(path);
 }
 
-std::string ErrorOf(const std::string& bytes) {
+std::string HeaderError(const std::string& bytes) {
   const auto header = ParseSafetensorsHeader(bytes, bytes.size(), "m/x.safetensors");
   return header.ok() ? "" : std::string(header.status().message());
 }
@@ -76,7 +76,9 @@ TEST(SafetensorsReaderTest, ScalarsEmptyTensorsAndMisalignedData) {
   EXPECT_EQ(w.as<float>()[0], 1.0f);
 }
 
-TEST(SafetensorsReaderTest, NoTensorsAtAllIsLegal) { EXPECT_EQ(ErrorOf(FileBytes("{}", "")), ""); }
+TEST(SafetensorsReaderTest, NoTensorsAtAllIsLegal) {
+  EXPECT_EQ(HeaderError(FileBytes("{}", "")), "");
+}
 
 TEST(SafetensorsReaderTest, UnknownTypesFailOnlyWhenAskedFor) {
   const auto file = OpenBytes(FileBytes(
@@ -137,7 +139,7 @@ TEST(SafetensorsReaderTest, RefusesDamagedFiles) {
        "key \"a\" appears twice"},
   };
   for (const Case& item : cases) {
-    const std::string error = ErrorOf(item.bytes);
+    const std::string error = HeaderError(item.bytes);
     EXPECT_THAT(error, HasSubstr(item.expected));
     EXPECT_THAT(error, HasSubstr("m/x.safetensors"));
   }
@@ -146,11 +148,11 @@ TEST(SafetensorsReaderTest, RefusesDamagedFiles) {
 TEST(SafetensorsReaderTest, EveryTruncationOfARealFileIsRefused) {
   QM_SHARED_OR_SKIP(model, "models/arch/qwen2/model.safetensors");
   const std::string bytes = ReadFile(model).value();
-  EXPECT_EQ(ErrorOf(bytes), "");
+  EXPECT_EQ(HeaderError(bytes), "");
   for (size_t size = 0; size < bytes.size(); size += 1 + bytes.size() / 50) {
-    EXPECT_NE(ErrorOf(bytes.substr(0, size)), "") << size;
+    EXPECT_NE(HeaderError(bytes.substr(0, size)), "") << size;
   }
-  EXPECT_NE(ErrorOf(bytes + "x"), "");
+  EXPECT_NE(HeaderError(bytes + "x"), "");
 }
 
 TEST(SafetensorsReaderTest, MissingFileAndDirectory) {

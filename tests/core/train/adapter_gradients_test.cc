@@ -13,9 +13,9 @@ namespace {
 
 using Kind = LinearAdapter::Kind;
 
-constexpr int64_t kRows = 10;
-constexpr double kStep = 1e-5;
-constexpr double kTolerance = 1e-4;  // of the largest element of a gradient
+constexpr int64_t kAdapterRows = 10;
+constexpr double kAdapterStep = 1e-5;
+constexpr double kAdapterTolerance = 1e-4;  // of the largest element of a gradient
 
 // x M, M [in, in] near the identity or [in, out] near zero. Trains M.
 class MatrixAdapter : public LinearAdapter {
@@ -155,16 +155,16 @@ TEST(AdaptersTest, ApplyLinearIsPlainArithmetic) {
 }
 
 // A block with chains of both kinds around its linears.
-struct Rig {
-  Rig() : json(SmallConfig("llama")) {
+struct AdapterRig {
+  AdapterRig() : json(SmallConfig("llama")) {
     json["num_hidden_layers"] = 1;
     source = MakeRandomModel(json, 31);
     backend = MakeCpuBackend(2).value();
     ops = MakeTrainingOps(*backend).value();
-    rope = MakeRopeTables(source->config(), kRows, *backend).value();
+    rope = MakeRopeTables(source->config(), kAdapterRows, *backend).value();
     weights = source->LoadBlock(0, *backend).value();
     block = {&source->config(), 0, &weights, &rope, 1};
-    input = Clone(source->Embedding().value().Rows(0, kRows));
+    input = Clone(source->Embedding().value().Rows(0, kAdapterRows));
     d_output = RandomTensor(input.shape(), 32);
     uint32_t seed = 40;
     size_t chain = 0;
@@ -186,7 +186,7 @@ struct Rig {
       tensors.at(weight) = Effective(tensors.at(weight), chain, matrices);
     }
     std::vector<int32_t> ids;
-    for (int32_t id = 0; id < kRows; ++id) ids.push_back(id);
+    for (int32_t id = 0; id < kAdapterRows; ++id) ids.push_back(id);
     const Matrix output = RunSlowReference(json, tensors, ids).hidden[1];
     double sum = 0;
     for (size_t i = 0; i < output.size(); ++i) {
@@ -209,7 +209,7 @@ struct Rig {
 };
 
 TEST(AdaptersTest, GradientsAgreeWithCentralDifferences) {
-  Rig rig;
+  AdapterRig rig;
   BlockTape tape;
   const Tensor output = RunBlockOnTape(*rig.backend, rig.block, rig.input, &tape).value();
   Tensor hidden = Clone(rig.input);
@@ -233,12 +233,12 @@ TEST(AdaptersTest, GradientsAgreeWithCentralDifferences) {
         const size_t at = random() % all.size();
         double& element = matrix[at / matrix[0].size()][at % matrix[0].size()];
         const double before = element;
-        element = before + kStep;
+        element = before + kAdapterStep;
         const double above = rig.Slow(name, index, matrix);
-        element = before - kStep;
+        element = before - kAdapterStep;
         const double below = rig.Slow(name, index, matrix);
         element = before;
-        EXPECT_NEAR(all[at], (above - below) / (2 * kStep), kTolerance * largest)
+        EXPECT_NEAR(all[at], (above - below) / (2 * kAdapterStep), kAdapterTolerance * largest)
             << name << " " << index << " at " << at;
       }
     }

@@ -15,10 +15,10 @@ namespace {
 using ::nlohmann::ordered_json;
 using ::testing::HasSubstr;
 
-constexpr int64_t kRows = 10;
+constexpr int64_t kBlockRows = 10;
 constexpr int64_t kHidden = 32;
-constexpr double kTolerance = 1e-4;  // of the largest element of a gradient
-constexpr double kStep = 1e-5;
+constexpr double kBlockTolerance = 1e-4;  // of the largest element of a gradient
+constexpr double kBlockStep = 1e-5;
 constexpr char kTable[] = "model.embed_tokens.weight";
 
 struct Case {
@@ -36,17 +36,17 @@ std::vector<Case> Cases() {
 }
 
 // A model of one block: what it does is the block alone on the embedded rows.
-struct Rig {
-  explicit Rig(const Case& c, int threads = 2) : json(SmallConfig(c.type, c.changes)) {
+struct BlockRig {
+  explicit BlockRig(const Case& c, int threads = 2) : json(SmallConfig(c.type, c.changes)) {
     json["num_hidden_layers"] = 1;
     source = MakeRandomModel(json, 31);
     backend = MakeCpuBackend(threads).value();
     ops = MakeTrainingOps(*backend).value();
-    rope = MakeRopeTables(source->config(), kRows, *backend).value();
+    rope = MakeRopeTables(source->config(), kBlockRows, *backend).value();
     weights = source->LoadBlock(0, *backend).value();
     block = {&source->config(), 0, &weights, &rope, 1};
-    input = Clone(source->Embedding().value().Rows(0, kRows));
-    d_output = RandomTensor({kRows, kHidden}, 32);
+    input = Clone(source->Embedding().value().Rows(0, kBlockRows));
+    d_output = RandomTensor({kBlockRows, kHidden}, 32);
   }
 
   std::vector<NamedTensor> ZeroGradients() {
@@ -73,7 +73,7 @@ struct Rig {
   // <d_output, block> of the slow decoder.
   double Slow(const NamedMatrices& tensors) const {
     std::vector<int32_t> ids;
-    for (int32_t id = 0; id < kRows; ++id) ids.push_back(id);
+    for (int32_t id = 0; id < kBlockRows; ++id) ids.push_back(id);
     const Matrix output = RunSlowReference(json, tensors, ids).hidden[1];
     double sum = 0;
     for (size_t i = 0; i < output.size(); ++i) {
@@ -97,7 +97,7 @@ struct Rig {
 class BlockGradients : public ::testing::TestWithParam<Case> {};
 
 // Some elements one by one, and one random direction through all of them.
-void ExpectDifferences(const Rig& rig, const std::string& name, const Tensor& gradient) {
+void ExpectDifferences(const BlockRig& rig, const std::string& name, const Tensor& gradient) {
   NamedMatrices tensors = rig.source->Matrices();
   Matrix& matrix = tensors.at(name);
   const size_t columns = static_cast<size_t>(gradient.dim(gradient.rank() - 1));
@@ -111,12 +111,13 @@ void ExpectDifferences(const Rig& rig, const std::string& name, const Tensor& gr
     const size_t at = random() % all.size();
     double& element = matrix[at / columns][at % columns];
     const double before = element;
-    element = before + kStep;
+    element = before + kBlockStep;
     const double above = rig.Slow(tensors);
-    element = before - kStep;
+    element = before - kBlockStep;
     const double below = rig.Slow(tensors);
     element = before;
-    EXPECT_NEAR(values[at], (above - below) / (2 * kStep), kTolerance * largest) << name << at;
+    EXPECT_NEAR(values[at], (above - below) / (2 * kBlockStep), kBlockTolerance * largest)
+        << name << at;
   }
   const NamedMatrices original = tensors;
   std::normal_distribution<double> normal;
@@ -126,19 +127,19 @@ void ExpectDifferences(const Rig& rig, const std::string& name, const Tensor& gr
     expected = size = 0;
     for (size_t at = 0; at < all.size(); ++at) {
       const double d = normal(direction);
-      matrix[at / columns][at % columns] =
-          original.at(name)[at / columns][at % columns] + (side == 0 ? kStep : -kStep) * d;
+      matrix[at / columns][at % columns] = original.at(name)[at / columns][at % columns] +
+                                           (side == 0 ? kBlockStep : -kBlockStep) * d;
       expected += d * values[at];
       size += std::abs(d * values[at]);
     }
     normal.reset();
     slopes[side] = rig.Slow(tensors);
   }
-  EXPECT_NEAR((slopes[0] - slopes[1]) / (2 * kStep), expected, 1e-5 * size) << name;
+  EXPECT_NEAR((slopes[0] - slopes[1]) / (2 * kBlockStep), expected, 1e-5 * size) << name;
 }
 
 TEST_P(BlockGradients, AgreeWithCentralDifferences) {
-  Rig rig(GetParam());
+  BlockRig rig(GetParam());
   const std::vector<NamedTensor> gradients = rig.ZeroGradients();
   const Tensor d_input = rig.Backward(gradients);
   for (const NamedTensor& gradient : gradients) {
@@ -151,7 +152,7 @@ TEST_P(BlockGradients, AgreeWithCentralDifferences) {
 }
 
 TEST_P(BlockGradients, RecordingRunsTheSameBlock) {
-  Rig rig(GetParam());
+  BlockRig rig(GetParam());
   BlockTape tape;
   const Tensor output = RunBlockOnTape(*rig.backend, rig.block, rig.input, &tape).value();
   Tensor hidden = Clone(rig.input);
@@ -165,11 +166,11 @@ TEST_P(BlockGradients, RecordingRunsTheSameBlock) {
         &tape.mixed, &tape.middle, &tape.mlp_in, &tape.gate, &tape.up, &tape.gated}) {
     if (!tensor->empty()) bytes += tensor->bytes();
   }
-  EXPECT_EQ(bytes, TapeBytes(rig.source->config(), kRows, DType::kF32));
+  EXPECT_EQ(bytes, TapeBytes(rig.source->config(), kBlockRows, DType::kF32));
 }
 
 TEST_P(BlockGradients, DoNotDependOnThreadsAndAdd) {
-  Rig one(GetParam(), 1), three(GetParam(), 3);
+  BlockRig one(GetParam(), 1), three(GetParam(), 3);
   const std::vector<NamedTensor> a = one.ZeroGradients(), b = three.ZeroGradients();
   EXPECT_TRUE(SameBytes(one.Backward(a), three.Backward(b)));
   for (size_t i = 0; i < a.size(); ++i) {
@@ -185,7 +186,7 @@ TEST_P(BlockGradients, DoNotDependOnThreadsAndAdd) {
 
 // What is asked for alone is what it is among all.
 TEST_P(BlockGradients, AreTheSameAskedForAlone) {
-  Rig rig(GetParam());
+  BlockRig rig(GetParam());
   const std::vector<NamedTensor> all = rig.ZeroGradients(), alone = rig.ZeroGradients();
   rig.Backward(all);
   for (size_t i = 0; i < alone.size(); ++i) {
@@ -203,7 +204,7 @@ INSTANTIATE_TEST_SUITE_P(Architectures, BlockGradients, ::testing::ValuesIn(Case
                          [](const auto& info) { return std::string(info.param.name); });
 
 TEST(BlockGradientsErrors, NameWhatIsWrong) {
-  Rig rig(Cases()[0]);
+  BlockRig rig(Cases()[0]);
   const ModelConfig& config = rig.source->config();
   const std::string norm = "model.layers.0.input_layernorm.weight";
   const Tensor right = Tensor::HostZeros(DType::kF32, {kHidden}).value();
@@ -217,7 +218,7 @@ TEST(BlockGradientsErrors, NameWhatIsWrong) {
   EXPECT_EQ(place({{norm, right}, {norm, right}}).code(), absl::StatusCode::kInvalidArgument);
   BlockTape tape;
   EXPECT_FALSE(RunBlockOnTape(*rig.backend, rig.block, wrong, &tape).ok());
-  const Tensor many = Tensor::HostZeros(DType::kF32, {kRows + 1, kHidden}).value();
+  const Tensor many = Tensor::HostZeros(DType::kF32, {kBlockRows + 1, kHidden}).value();
   EXPECT_EQ(RunBlockOnTape(*rig.backend, rig.block, many, &tape).status().code(),
             absl::StatusCode::kOutOfRange);
   ASSERT_TRUE(RunBlockOnTape(*rig.backend, rig.block, rig.input, &tape).ok());
@@ -230,12 +231,12 @@ TEST(BlockGradientsErrors, MixtureOfExpertsIsRefused) {
   const auto source = MakeRandomModel(
       SmallConfig("mixtral", {{"num_local_experts", 4}, {"num_experts_per_tok", 2}}), 35);
   const auto backend = MakeCpuBackend(1).value();
-  const RopeTables rope = MakeRopeTables(source->config(), kRows, *backend).value();
+  const RopeTables rope = MakeRopeTables(source->config(), kBlockRows, *backend).value();
   const BlockWeights weights = source->LoadBlock(0, *backend).value();
   BlockTape tape;
   const absl::Status status =
       RunBlockOnTape(*backend, {&source->config(), 0, &weights, &rope, 1},
-                     Tensor::HostZeros(DType::kF32, {kRows, kHidden}).value(), &tape)
+                     Tensor::HostZeros(DType::kF32, {kBlockRows, kHidden}).value(), &tape)
           .status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(status.message()), HasSubstr("mixture of experts"));

@@ -10,8 +10,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
-struct Rig {
-  explicit Rig(const std::string& name, int threads = 2)
+struct ModelRig {
+  explicit ModelRig(const std::string& name, int threads = 2)
       : fixture(name),
         backend(MakeCpuBackend(threads).value()),
         ops(MakeTrainingOps(*backend).value()),
@@ -38,7 +38,7 @@ TEST_P(ModelGradientsTest, AgreeWithPyTorch) {
 }
 
 TEST_P(ModelGradientsTest, DoNotDependOnThreads) {
-  Rig one(GetParam(), 1), three(GetParam(), 3);
+  ModelRig one(GetParam(), 1), three(GetParam(), 3);
   const auto a = WantedGradients(one.fixture, *one.backend);
   const auto b = WantedGradients(three.fixture, *three.backend);
   for (auto [rig, wanted] : {std::pair{&one, &a}, std::pair{&three, &b}}) {
@@ -59,7 +59,7 @@ INSTANTIATE_TEST_SUITE_P(Architectures, ModelGradientsTest, ::testing::ValuesIn(
                          });
 
 TEST(ModelGradientsErrors, NameWhatIsWrong) {
-  Rig rig("llama");
+  ModelRig rig("llama");
   const auto wanted = WantedGradients(rig.fixture, *rig.backend);
   EXPECT_EQ(PlaceModelGradients(rig.model, {{{"model.nothing", wanted[0].tensor}}}).status().code(),
             absl::StatusCode::kNotFound);
@@ -80,7 +80,7 @@ TEST(ModelGradientsErrors, NameWhatIsWrong) {
 
 // A few steps on one batch: the loss falls, and a parameter moves as the formulas say in f64.
 TEST(TrainingStep, FollowsAdamW) {
-  Rig rig("qwen3");
+  ModelRig rig("qwen3");
   std::vector<std::string> names;
   for (const NamedTensor& item : WantedGradients(rig.fixture, *rig.backend)) {
     names.push_back(item.name);

@@ -6,10 +6,10 @@
 namespace quantmill::testing {
 namespace {
 
-constexpr double kTolerance = 1e-5;  // relative; f32 sums of a few hundred terms
+constexpr double kOpsTolerance = 1e-5;  // relative; f32 sums of a few hundred terms
 
-struct Rig {
-  explicit Rig(int threads = 2)
+struct OpsRig {
+  explicit OpsRig(int threads = 2)
       : backend(MakeCpuBackend(threads).value()), ops(MakeTrainingOps(*backend).value()) {}
   std::unique_ptr<Backend> backend;
   std::unique_ptr<TrainingOps> ops;
@@ -40,7 +40,7 @@ struct AttentionGradients {
 
 AttentionGradients RunAttention(const AttentionShape& s, int threads, const Tensor& q,
                                 const Tensor& keys, const Tensor& values, const Tensor& d_out) {
-  Rig rig(threads);
+  OpsRig rig(threads);
   AttentionGradients d = {Garbage(q.shape()), Garbage(keys.shape()), Garbage(keys.shape())};
   EXPECT_TRUE(rig.ops->Attention(s, q, keys, values, d_out, &d.q, &d.keys, &d.values).ok());
   return d;
@@ -60,9 +60,9 @@ TEST(TrainingOps, AttentionOverTilesWindowsAndGroups) {
     const SlowAttention slow =
         SlowAttentionBackward(s, Values(q), Values(keys), Values(values), Values(d_out));
     const AttentionGradients d = RunAttention(s, 2, q, keys, values, d_out);
-    EXPECT_LT(Error(d.q, slow.d_q), kTolerance) << s.query_length;
-    EXPECT_LT(Error(d.keys, slow.d_keys), kTolerance) << s.query_length;
-    EXPECT_LT(Error(d.values, slow.d_values), kTolerance) << s.query_length;
+    EXPECT_LT(Error(d.q, slow.d_q), kOpsTolerance) << s.query_length;
+    EXPECT_LT(Error(d.keys, slow.d_keys), kOpsTolerance) << s.query_length;
+    EXPECT_LT(Error(d.values, slow.d_values), kOpsTolerance) << s.query_length;
     const AttentionGradients other = RunAttention(s, 3, q, keys, values, d_out);
     EXPECT_TRUE(SameBytes(d.q, other.q) && SameBytes(d.keys, other.keys) &&
                 SameBytes(d.values, other.values));
@@ -70,7 +70,7 @@ TEST(TrainingOps, AttentionOverTilesWindowsAndGroups) {
 }
 
 TEST(TrainingOps, NormWritesOrAddsAndSumsItsWeight) {
-  Rig rig, other(1);
+  OpsRig rig, other(1);
   for (const Shape& shape : {Shape{150, 24}, Shape{3, 48}, Shape{1, 1}}) {
     const int64_t width = shape[1] == 48 ? 12 : shape[1];  // 48: four heads per row
     const Tensor x = RandomTensor(shape, 5), weight = RandomTensor({width}, 6);
@@ -78,8 +78,8 @@ TEST(TrainingOps, NormWritesOrAddsAndSumsItsWeight) {
     const SlowNorm slow = SlowNormBackward(Values(x), Values(weight), 1e-5, Values(d_y));
     Tensor d_x = Garbage(shape), d_weight = Zeros({width});
     ASSERT_TRUE(rig.ops->RmsNorm(x, weight, 1e-5f, d_y, false, &d_x, &d_weight).ok());
-    EXPECT_LT(Error(d_x, slow.d_x), shape[1] == 1 ? 1e-2 : kTolerance);  // 1: differences cancel
-    EXPECT_LT(Error(d_weight, slow.d_weight), kTolerance);
+    EXPECT_LT(Error(d_x, slow.d_x), shape[1] == 1 ? 1e-2 : kOpsTolerance);  // 1: differences cancel
+    EXPECT_LT(Error(d_weight, slow.d_weight), kOpsTolerance);
 
     Tensor in_place = Clone(d_y), again = Zeros({width});
     ASSERT_TRUE(other.ops->RmsNorm(x, weight, 1e-5f, in_place, false, &in_place, &again).ok());
@@ -93,12 +93,12 @@ TEST(TrainingOps, NormWritesOrAddsAndSumsItsWeight) {
     EXPECT_LT(Error(sum, twice), 1e-6);
     twice = slow.d_weight;
     for (double& value : twice) value *= 2;
-    EXPECT_LT(Error(d_weight, twice), kTolerance);
+    EXPECT_LT(Error(d_weight, twice), kOpsTolerance);
   }
 }
 
 TEST(TrainingOps, LinearAddsToParametersAndWritesInputs) {
-  Rig rig;
+  OpsRig rig;
   const int64_t rows = 70, in = 300, out = 33;
   const Tensor x = RandomTensor({rows, in}, 8), d_y = RandomTensor({rows, out}, 9);
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
@@ -119,20 +119,20 @@ TEST(TrainingOps, LinearAddsToParametersAndWritesInputs) {
     ASSERT_TRUE(rig.ops->InputGradient(d_y, weight, false, &gx).ok());
     ASSERT_TRUE(rig.ops->WeightGradient(d_y, x, &gw).ok());
     ASSERT_TRUE(rig.ops->BiasGradient(d_y, &gb).ok());
-    EXPECT_LT(Error(gx, d_x), kTolerance);
-    EXPECT_LT(Error(gw, d_w), kTolerance);
-    EXPECT_LT(Error(gb, d_b), kTolerance);
+    EXPECT_LT(Error(gx, d_x), kOpsTolerance);
+    EXPECT_LT(Error(gw, d_w), kOpsTolerance);
+    EXPECT_LT(Error(gb, d_b), kOpsTolerance);
     ASSERT_TRUE(rig.ops->InputGradient(d_y, weight, true, &gx).ok());
     ASSERT_TRUE(rig.ops->WeightGradient(d_y, x, &gw).ok());
     for (double& value : d_x) value *= 2;
     for (double& value : d_w) value *= 2;
-    EXPECT_LT(Error(gx, d_x), kTolerance);
-    EXPECT_LT(Error(gw, d_w), kTolerance);
+    EXPECT_LT(Error(gx, d_x), kOpsTolerance);
+    EXPECT_LT(Error(gw, d_w), kOpsTolerance);
   }
 }
 
 TEST(TrainingOps, SiluAgreesWithDifferences) {
-  Rig rig;
+  OpsRig rig;
   const Tensor gate = RandomTensor({7, 9}, 11, DType::kF32, 3), up = RandomTensor({7, 9}, 12);
   const Tensor d_y = RandomTensor({7, 9}, 13);
   const auto silu = [](double g) { return g / (1 + std::exp(-g)); };
@@ -144,13 +144,13 @@ TEST(TrainingOps, SiluAgreesWithDifferences) {
   }
   Tensor gg = Garbage({7, 9}), gu = Clone(d_y);
   ASSERT_TRUE(rig.ops->SiluMultiply(gate, up, gu, &gg, &gu).ok());
-  EXPECT_LT(Error(gg, d_gate), kTolerance);
-  EXPECT_LT(Error(gu, d_up), kTolerance);
+  EXPECT_LT(Error(gg, d_gate), kOpsTolerance);
+  EXPECT_LT(Error(gu, d_up), kOpsTolerance);
 }
 
 TEST(TrainingOps, RopeIsTheTransposeOfTheForwardPass) {
   // <rope(x), y> = <x, rope^T(y)>, rope being linear.
-  Rig rig;
+  OpsRig rig;
   const int64_t rows = 10, heads = 3, dim = 8;
   const Tensor cosine = RandomTensor({9, dim / 2}, 14), sine = RandomTensor({9, dim / 2}, 15);
   Tensor x = RandomTensor({rows, heads * dim}, 16), y = RandomTensor({rows, heads * dim}, 17);
@@ -181,7 +181,7 @@ AdamWUpdate MakeUpdate(Shape shape, uint32_t seed, DType stored) {
 
 // Several parameters at once, against the formulas in f64.
 TEST(TrainingOps, AdamWUpdatesRoundsAndZeroes) {
-  Rig rig;
+  OpsRig rig;
   std::vector<AdamWUpdate> updates;
   std::vector<Doubles> g, p, m;
   for (DType stored : {DType::kF32, DType::kF16, DType::kBF16}) {
@@ -210,7 +210,7 @@ TEST(TrainingOps, AdamWUpdatesRoundsAndZeroes) {
       const double second = 0.001 * gradient * gradient / (1 - 0.999 * 0.999);
       expected.push_back(p[i][k] * (1 - 0.01 * 0.1) - 0.01 * first / (std::sqrt(second) + 1e-8));
     }
-    EXPECT_LT(Error(updates[i].master, expected), kTolerance) << i;
+    EXPECT_LT(Error(updates[i].master, expected), kOpsTolerance) << i;
     Tensor rounded = Garbage(updates[i].stored.shape(), updates[i].stored.dtype());
     for (int64_t k = 0; k < rounded.elements(); ++k) {
       StoreFloat(rounded, k, updates[i].master.as<float>()[k]);
@@ -221,7 +221,7 @@ TEST(TrainingOps, AdamWUpdatesRoundsAndZeroes) {
 }
 
 TEST(TrainingOps, AdamWRefusesWrongArguments) {
-  Rig rig;
+  OpsRig rig;
   const auto refused = [&](const auto& change) {
     AdamWUpdate update = MakeUpdate({2, 3}, 70, DType::kBF16);
     change(update);
@@ -235,7 +235,7 @@ TEST(TrainingOps, AdamWRefusesWrongArguments) {
 }
 
 TEST(TrainingOps, RefusesWrongArguments) {
-  Rig rig;
+  OpsRig rig;
   Tensor small = Zeros({2, 3}), large = Zeros({2, 4}), bias = Zeros({4});
   const Tensor half = Tensor::HostZeros(DType::kF16, {2, 3}).value();
   EXPECT_FALSE(rig.ops->Add(small, &large).ok());

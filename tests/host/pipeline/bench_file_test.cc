@@ -20,7 +20,7 @@ constexpr char kHead[] =
     "evaluate: {text: e.txt, context: 64}\n";
 constexpr char kRows[] = "rows: [{name: rtn, stages: [{use: ptq}]}]\n";
 
-std::string Error(const std::string& text, const std::string& device = "") {
+std::string BenchError(const std::string& text, const std::string& device = "") {
   const auto bench = ParseBenchText(text, "b.yaml", "/out", device);
   return bench.ok() ? "ok" : std::string(bench.status().message());
 }
@@ -87,43 +87,48 @@ TEST(BenchFileTest, TheOriginalIsAlwaysThere) {
 
 TEST(BenchFileTest, MistakesHaveTheirPlaces) {
   const std::string head = kHead, rows = kRows;
-  EXPECT_THAT(Error(head), HasSubstr("b.yaml:1:1: 'rows' is missing"));
-  EXPECT_THAT(Error("version: 1\n" + rows), HasSubstr("'models' is missing"));
-  EXPECT_THAT(Error("version: 1\nmodels: [{name: a, path: m}]\n" + rows),
+  EXPECT_THAT(BenchError(head), HasSubstr("b.yaml:1:1: 'rows' is missing"));
+  EXPECT_THAT(BenchError("version: 1\n" + rows), HasSubstr("'models' is missing"));
+  EXPECT_THAT(BenchError("version: 1\nmodels: [{name: a, path: m}]\n" + rows),
               HasSubstr("'evaluate' is missing"));
-  EXPECT_THAT(Error("version: 2\n" + head.substr(11) + rows), HasSubstr("b.yaml:1:10: unknown"));
-  EXPECT_THAT(Error(head + rows + "sped: {}\n"),
+  EXPECT_THAT(BenchError("version: 2\n" + head.substr(11) + rows),
+              HasSubstr("b.yaml:1:10: unknown"));
+  EXPECT_THAT(BenchError(head + rows + "sped: {}\n"),
               HasSubstr("b.yaml:5:1: unknown key 'sped'; did you mean 'speed'?"));
-  EXPECT_THAT(Error(head + "rows: [{name: a, stage: [{use: ptq}]}]\n"),
+  EXPECT_THAT(BenchError(head + "rows: [{name: a, stage: [{use: ptq}]}]\n"),
               HasSubstr("b.yaml:4:18: unknown key 'stage' in 'rows.0'; did you mean 'stages'?"));
-  EXPECT_THAT(Error(head + "rows: [{name: a, stages: [{usee: ptq}]}]\n"),
+  EXPECT_THAT(BenchError(head + "rows: [{name: a, stages: [{usee: ptq}]}]\n"),
               HasSubstr("b.yaml:4:28: unknown key 'usee'"));
-  EXPECT_THAT(Error(head + "rows: [{name: a, stages: []}]\n"), HasSubstr("b.yaml:4:26: 'stages'"));
-  EXPECT_THAT(Error(head + "rows: [{name: a, stages: [{use: ptq}], export: {path: x}}]\n"),
+  EXPECT_THAT(BenchError(head + "rows: [{name: a, stages: []}]\n"),
+              HasSubstr("b.yaml:4:26: 'stages'"));
+  EXPECT_THAT(BenchError(head + "rows: [{name: a, stages: [{use: ptq}], export: {path: x}}]\n"),
               HasSubstr("unknown key 'path' in 'rows.0.export'"));
-  EXPECT_THAT(Error(head + "rows: [{name: a, export: {format: gptq}}]\n"),
+  EXPECT_THAT(BenchError(head + "rows: [{name: a, export: {format: gptq}}]\n"),
               HasSubstr("has nothing to export"));
-  EXPECT_THAT(Error(head + "rows: [{name: a}, {name: b}]\n"), HasSubstr("both have no stages"));
-  EXPECT_THAT(Error(head + "rows: [{name: a}, {name: a, stages: [{use: ptq}]}]\n"),
+  EXPECT_THAT(BenchError(head + "rows: [{name: a}, {name: b}]\n"),
+              HasSubstr("both have no stages"));
+  EXPECT_THAT(BenchError(head + "rows: [{name: a}, {name: a, stages: [{use: ptq}]}]\n"),
               HasSubstr("b.yaml:4:19: two rows are named 'a'"));
-  EXPECT_THAT(Error(head + "rows: [{name: original, stages: [{use: ptq}]}]\n"),
+  EXPECT_THAT(BenchError(head + "rows: [{name: original, stages: [{use: ptq}]}]\n"),
               HasSubstr("'original' has stages"));
   for (const char* name : {"../x", ".", "a b", "''"}) {
-    EXPECT_THAT(Error(head + "rows: [{name: " + name + ", stages: [{use: ptq}]}]\n"),
+    EXPECT_THAT(BenchError(head + "rows: [{name: " + name + ", stages: [{use: ptq}]}]\n"),
                 HasSubstr("must be 1 to 64 letters"))
         << name;
   }
-  EXPECT_THAT(Error("version: 1\nmodels: [{name: a, path: m}, {name: a, path: n}]\n" +
-                    head.substr(head.find("evaluate")) + rows),
+  EXPECT_THAT(BenchError("version: 1\nmodels: [{name: a, path: m}, {name: a, path: n}]\n" +
+                         head.substr(head.find("evaluate")) + rows),
               HasSubstr("two models are named 'a'"));
-  EXPECT_THAT(Error(head + rows + "run: {work_dir: w}\n"), HasSubstr("unknown key 'work_dir'"));
-  EXPECT_THAT(Error(head + rows + "speed: {batch: [0]}\n"),
+  EXPECT_THAT(BenchError(head + rows + "run: {work_dir: w}\n"),
+              HasSubstr("unknown key 'work_dir'"));
+  EXPECT_THAT(BenchError(head + rows + "speed: {batch: [0]}\n"),
               HasSubstr("b.yaml:5:17: 'speed.batch'"));
-  EXPECT_THAT(Error(head + rows + "speed: {batch: [2, 2]}\n"), HasSubstr("lists 2 twice"));
-  EXPECT_THAT(Error(head + rows + "speed: {new_tokens: 1}\n"), HasSubstr("'speed.new_tokens'"));
-  EXPECT_THAT(Error("- a\n"), HasSubstr("the bench must be a map"));
+  EXPECT_THAT(BenchError(head + rows + "speed: {batch: [2, 2]}\n"), HasSubstr("lists 2 twice"));
+  EXPECT_THAT(BenchError(head + rows + "speed: {new_tokens: 1}\n"),
+              HasSubstr("'speed.new_tokens'"));
+  EXPECT_THAT(BenchError("- a\n"), HasSubstr("the bench must be a map"));
   // A mistake in what the cells share is said once.
-  const std::string shared = Error(head + rows + "calibration: {text: self, sample: 4}\n");
+  const std::string shared = BenchError(head + rows + "calibration: {text: self, sample: 4}\n");
   EXPECT_THAT(shared, HasSubstr("unknown key 'sample' in 'calibration'"));
   EXPECT_THAT(shared, Not(HasSubstr("\n")));
 }

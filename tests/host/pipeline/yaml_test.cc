@@ -15,7 +15,7 @@ constexpr char kMinimal[] =
     "stages: [{use: gptq}]\n"
     "export: {format: gptq, path: out/}\n";
 
-std::string Error(const std::string& text, const std::vector<std::string>& sets = {}) {
+std::string PipelineError(const std::string& text, const std::vector<std::string>& sets = {}) {
   const auto pipeline = ParsePipelineText(text, "p.yaml", sets);
   return pipeline.ok() ? "ok" : std::string(pipeline.status().message());
 }
@@ -127,19 +127,20 @@ TEST(PipelineYamlTest, SetChangesAndAdds) {
 }
 
 TEST(PipelineYamlTest, SetErrorsNameTheFlag) {
-  EXPECT_THAT(Error(kMinimal, {"run.sed=1"}), HasSubstr("--set run.sed=1: unknown key 'sed'"));
-  EXPECT_THAT(Error(kMinimal, {"run.seed=x"}), HasSubstr("--set run.seed=x: 'run.seed'"));
-  EXPECT_THAT(Error(kMinimal, {"seed"}), HasSubstr("write --set a.b=value"));
-  EXPECT_THAT(Error(kMinimal, {"=1"}), HasSubstr("write --set a.b=value"));
-  EXPECT_THAT(Error(kMinimal, {"run..seed=1"}), HasSubstr("an empty key"));
-  EXPECT_THAT(Error(kMinimal, {"stages.4.use=a"}), HasSubstr("there is no entry 4"));
-  EXPECT_THAT(Error(kMinimal, {"stages.foo.use=a"}), HasSubstr("no entry is named 'foo'"));
-  EXPECT_THAT(Error(kMinimal, {"version.x=1"}), HasSubstr("cannot be set inside '1'"));
-  EXPECT_THAT(Error(kMinimal, {"run={"}), HasSubstr("--set run={"));
+  EXPECT_THAT(PipelineError(kMinimal, {"run.sed=1"}),
+              HasSubstr("--set run.sed=1: unknown key 'sed'"));
+  EXPECT_THAT(PipelineError(kMinimal, {"run.seed=x"}), HasSubstr("--set run.seed=x: 'run.seed'"));
+  EXPECT_THAT(PipelineError(kMinimal, {"seed"}), HasSubstr("write --set a.b=value"));
+  EXPECT_THAT(PipelineError(kMinimal, {"=1"}), HasSubstr("write --set a.b=value"));
+  EXPECT_THAT(PipelineError(kMinimal, {"run..seed=1"}), HasSubstr("an empty key"));
+  EXPECT_THAT(PipelineError(kMinimal, {"stages.4.use=a"}), HasSubstr("there is no entry 4"));
+  EXPECT_THAT(PipelineError(kMinimal, {"stages.foo.use=a"}), HasSubstr("no entry is named 'foo'"));
+  EXPECT_THAT(PipelineError(kMinimal, {"version.x=1"}), HasSubstr("cannot be set inside '1'"));
+  EXPECT_THAT(PipelineError(kMinimal, {"run={"}), HasSubstr("--set run={"));
 }
 
 TEST(PipelineYamlTest, AllErrorsAreReportedInFileOrder) {
-  const std::string error = Error(
+  const std::string error = PipelineError(
       "version: 2\n"
       "model: {pth: m}\n"
       "stages: [{use: gptq, optinal: true}]\n"
@@ -153,12 +154,13 @@ TEST(PipelineYamlTest, AllErrorsAreReportedInFileOrder) {
 }
 
 TEST(PipelineYamlTest, HostileInputIsRefusedQuickly) {
-  EXPECT_THAT(Error(""), HasSubstr("is empty"));
-  EXPECT_THAT(Error(std::string(2 << 20, ' ')), HasSubstr("the limit is"));
-  EXPECT_THAT(Error(std::string("a\0b", 3)), HasSubstr("NUL"));
-  EXPECT_NE(Error(std::string(100000, '[')), "ok");
-  EXPECT_NE(Error(std::string(100000, '{')), "ok");
-  EXPECT_THAT(Error("a: " + std::string(40, '[') + std::string(40, ']')), HasSubstr("nested"));
+  EXPECT_THAT(PipelineError(""), HasSubstr("is empty"));
+  EXPECT_THAT(PipelineError(std::string(2 << 20, ' ')), HasSubstr("the limit is"));
+  EXPECT_THAT(PipelineError(std::string("a\0b", 3)), HasSubstr("NUL"));
+  EXPECT_NE(PipelineError(std::string(100000, '[')), "ok");
+  EXPECT_NE(PipelineError(std::string(100000, '{')), "ok");
+  EXPECT_THAT(PipelineError("a: " + std::string(40, '[') + std::string(40, ']')),
+              HasSubstr("nested"));
   std::string bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n";
   for (int i = 1; i < 12; ++i) {
     const std::string last = "*a" + std::to_string(i - 1);
@@ -166,13 +168,13 @@ TEST(PipelineYamlTest, HostileInputIsRefusedQuickly) {
     for (int j = 0; j < 9; ++j) bomb += "," + last;
     bomb += "]\n";
   }
-  EXPECT_THAT(Error(bomb), HasSubstr("values"));
-  EXPECT_THAT(Error("a: 1\n---\nb: 2\n"), HasSubstr("second document"));
-  EXPECT_THAT(Error("- 1\n- 2\n"), HasSubstr("must be a map"));
-  EXPECT_THAT(Error("? [a]\n: 1\n"), HasSubstr("a key must be a plain word"));
-  EXPECT_THAT(Error("a: *nobody\n"), HasSubstr("p.yaml:1:"));
-  EXPECT_THAT(Error("a: 'x\n"), HasSubstr("p.yaml:"));
-  EXPECT_THAT(Error("\t: 1\n"), HasSubstr("p.yaml:"));
+  EXPECT_THAT(PipelineError(bomb), HasSubstr("values"));
+  EXPECT_THAT(PipelineError("a: 1\n---\nb: 2\n"), HasSubstr("second document"));
+  EXPECT_THAT(PipelineError("- 1\n- 2\n"), HasSubstr("must be a map"));
+  EXPECT_THAT(PipelineError("? [a]\n: 1\n"), HasSubstr("a key must be a plain word"));
+  EXPECT_THAT(PipelineError("a: *nobody\n"), HasSubstr("p.yaml:1:"));
+  EXPECT_THAT(PipelineError("a: 'x\n"), HasSubstr("p.yaml:"));
+  EXPECT_THAT(PipelineError("\t: 1\n"), HasSubstr("p.yaml:"));
 }
 
 TEST(PipelineYamlTest, MissingFile) {

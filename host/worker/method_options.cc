@@ -1,4 +1,4 @@
-#include "host/cli/method_options.h"
+#include "host/worker/method_options.h"
 
 #include <algorithm>
 

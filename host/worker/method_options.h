@@ -1,6 +1,6 @@
 // Options of a method given on the command line as NAME=VALUE.
-#ifndef QUANTMILL_HOST_CLI_METHOD_OPTIONS_H_
-#define QUANTMILL_HOST_CLI_METHOD_OPTIONS_H_
+#ifndef QUANTMILL_HOST_WORKER_METHOD_OPTIONS_H_
+#define QUANTMILL_HOST_WORKER_METHOD_OPTIONS_H_
 
 #include <map>
 #include <string>
@@ -28,4 +28,4 @@ std::map<std::string, std::string> FittingOptions(const MethodInfo& method,
 
 }  // namespace quantmill
 
-#endif  // QUANTMILL_HOST_CLI_METHOD_OPTIONS_H_
+#endif  // QUANTMILL_HOST_WORKER_METHOD_OPTIONS_H_
