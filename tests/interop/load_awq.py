@@ -1,6 +1,7 @@
 """Loads an awq checkpoint with GPTQModel, or with transformers, and compares logits with quantmill's.
 
-transformers 5 reads such files through GPTQModel, transformers 4 through AutoAWQ; both want a GPU.
+transformers 5 reads such files through GPTQModel, on the CPU too; transformers 4 through AutoAWQ, which wants a
+GPU. With --dtype float32 GPTQModel's kernel still gives its weights in 16 bits.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -16,12 +17,15 @@ def version_of(package):
 
 
 def load_with_gptqmodel(arguments, dtype):
+    import torch
     from gptqmodel import BACKEND, GPTQModel
 
     # The reader's PyTorch kernel where this version has one for awq: nothing compiled on the way.
     backend = getattr(BACKEND, "TORCH_AWQ", BACKEND.AUTO)
-    loaded = GPTQModel.load(arguments.checkpoint, device=arguments.device, dtype=dtype, backend=backend)
-    return loaded.model
+    # It loads in 16 bits alone; what is stored has no more.
+    loads = torch.float16 if dtype == torch.float32 else dtype
+    loaded = GPTQModel.load(arguments.checkpoint, device=arguments.device, dtype=loads, backend=backend)
+    return loaded.model.to(dtype)
 
 
 def load_with_transformers(arguments, dtype):
