@@ -14,6 +14,7 @@ namespace {
 
 // Sums over one window's scored positions.
 struct WindowScore {
+  double positions = 0;
   double nll = 0;
   double reference_nll = 0;
   double kl = 0;
@@ -56,8 +57,13 @@ class Evaluation {
   absl::Status ScoreWindow(const Finished& model, const Finished* reference, int64_t window,
                            Scores* scores);
   absl::Status Compare(const Tensor& logits, const TileScore& score, const Finished& reference,
-                       const Tensor& hidden, const Tensor& targets, WindowScore* window,
-                       std::vector<float>* kl);
+                       const Tensor& hidden, const Tensor& targets, const int32_t* counted,
+                       WindowScore* window, std::vector<float>* kl);
+  // Which tokens of a window are scored, from this one on; null: all.
+  const int32_t* Counted(int64_t window, int64_t token) const {
+    if (options_.scored == nullptr) return nullptr;
+    return options_.scored->as<int32_t>() + window * windows_.dim(1) + token;
+  }
   absl::Status Progress(std::string_view stage, int64_t done, int64_t total) const {
     return options_.progress ? options_.progress(stage, done, total) : absl::OkStatus();
   }
@@ -79,13 +85,14 @@ absl::StatusOr<Finished> Evaluation::RunModel(WeightSource& model, std::string_v
 
 absl::Status Evaluation::Compare(const Tensor& logits, const TileScore& score,
                                  const Finished& reference, const Tensor& hidden,
-                                 const Tensor& targets, WindowScore* window,
+                                 const Tensor& targets, const int32_t* counted, WindowScore* window,
                                  std::vector<float>* kl) {
   QM_ASSIGN_OR_RETURN(const Tensor original, reference.head.Logits(backend_, hidden));
   QM_ASSIGN_OR_RETURN(const TileScore original_score, ScoreTile(backend_, original, targets));
   QM_ASSIGN_OR_RETURN(Tensor divergence, Tensor::Host(DType::kF32, {targets.dim(0)}));
   QM_RETURN_IF_ERROR(backend_.KlRows(original, logits, &divergence));
   for (int64_t i = 0; i < targets.dim(0); ++i) {
+    if (counted != nullptr && counted[i] == 0) continue;
     window->reference_nll += original_score.nll.as<float>()[i];
     window->kl += divergence.as<float>()[i];
     window->agreements +=
@@ -111,10 +118,15 @@ absl::Status Evaluation::ScoreWindow(const Finished& model, const Finished* refe
     const Tensor targets = ids.Rows(begin + 1, end + 1);
     QM_ASSIGN_OR_RETURN(const Tensor logits, model.head.Logits(backend_, hidden.Rows(begin, end)));
     QM_ASSIGN_OR_RETURN(const TileScore score, ScoreTile(backend_, logits, targets));
-    for (int64_t i = 0; i < end - begin; ++i) sums.nll += score.nll.as<float>()[i];
+    const int32_t* counted = Counted(window, begin + 1);
+    for (int64_t i = 0; i < end - begin; ++i) {
+      if (counted != nullptr && counted[i] == 0) continue;
+      sums.nll += score.nll.as<float>()[i];
+      ++sums.positions;
+    }
     if (reference != nullptr) {
       QM_RETURN_IF_ERROR(Compare(logits, score, *reference, reference_hidden.Rows(begin, end),
-                                 targets, &sums, &scores->kl));
+                                 targets, counted, &sums, &scores->kl));
     }
   }
   if (std::isfinite(sums.nll) && std::isfinite(sums.reference_nll) && std::isfinite(sums.kl)) {
@@ -143,17 +155,32 @@ absl::StatusOr<Scores> Evaluation::Run(WeightSource& model, WeightSource* refere
 }
 
 template <typename Value>
-std::vector<double> WindowMeans(const std::vector<WindowScore>& windows, double positions,
-                                Value value) {
+std::vector<double> WindowMeans(const std::vector<WindowScore>& windows, Value value) {
   std::vector<double> means;
   means.reserve(windows.size());
-  for (const WindowScore& window : windows) means.push_back(value(window) / positions);
+  for (const WindowScore& window : windows) means.push_back(value(window) / window.positions);
   return means;
 }
 
+// Mean over positions; evaluate.h has the formula of its error.
 template <typename Value>
-Estimate EstimateOf(const std::vector<WindowScore>& windows, double positions, Value value) {
-  return EstimateFromWindows(WindowMeans(windows, positions, value));
+Estimate EstimateOf(const std::vector<WindowScore>& windows, Value value) {
+  double sum = 0, positions = 0;
+  for (const WindowScore& window : windows) {
+    sum += value(window);
+    positions += window.positions;
+  }
+  Estimate estimate;
+  estimate.value = sum / positions;
+  if (windows.size() < 2) return estimate;
+  double squares = 0;
+  for (const WindowScore& window : windows) {
+    const double residual = value(window) - estimate.value * window.positions;
+    squares += residual * residual;
+  }
+  const double count = static_cast<double>(windows.size());
+  estimate.standard_error = std::sqrt(squares * count / (count - 1)) / positions;
+  return estimate;
 }
 
 // exp of an estimate, by the delta method.
@@ -172,14 +199,13 @@ double Percentile(std::vector<float>* values, double share) {
   return (*values)[static_cast<size_t>(index)];
 }
 
-EvalResult::Comparison Summarize(Scores* scores, double positions) {
+EvalResult::Comparison Summarize(Scores* scores) {
   EvalResult::Comparison comparison;
-  comparison.kl_mean =
-      EstimateOf(scores->windows, positions, [](const WindowScore& w) { return w.kl; });
+  comparison.kl_mean = EstimateOf(scores->windows, [](const WindowScore& w) { return w.kl; });
   comparison.top1_agreement =
-      EstimateOf(scores->windows, positions, [](const WindowScore& w) { return w.agreements; });
-  comparison.ppl_ratio = Exponential(EstimateOf(
-      scores->windows, positions, [](const WindowScore& w) { return w.nll - w.reference_nll; }));
+      EstimateOf(scores->windows, [](const WindowScore& w) { return w.agreements; });
+  comparison.ppl_ratio = Exponential(
+      EstimateOf(scores->windows, [](const WindowScore& w) { return w.nll - w.reference_nll; }));
   comparison.kl_median = Percentile(&scores->kl, 0.5);
   comparison.kl_p99 = Percentile(&scores->kl, 0.99);
   return comparison;
@@ -203,6 +229,23 @@ absl::Status CheckModels(const WeightSource& model, const WeightSource* referenc
                   absl::StrCat("their vocabularies have ", model.config().vocab_size, " and ",
                                reference->config().vocab_size, " tokens"),
                   "give the original of this model as reference"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckScored(const Tensor* scored, const Tensor& windows) {
+  if (scored == nullptr) return absl::OkStatus();
+  if (scored->dtype() != DType::kI32 || scored->shape() != windows.shape()) {
+    return absl::InvalidArgumentError(absl::StrCat("scored is ", scored->shape().ToString(),
+                                                   " for windows ", windows.shape().ToString(),
+                                                   "; it needs an I32 for every token"));
+  }
+  const int64_t length = windows.dim(1);
+  for (int64_t window = 0; window < windows.dim(0); ++window) {
+    const int32_t* row = scored->as<int32_t>() + window * length;
+    if (std::all_of(row + 1, row + length, [](int32_t counted) { return counted == 0; })) {
+      return absl::InvalidArgumentError(absl::StrCat("no token of window ", window, " is scored"));
+    }
   }
   return absl::OkStatus();
 }
@@ -246,24 +289,24 @@ nlohmann::ordered_json ToJson(const EvalResult& result) {
 absl::StatusOr<EvalResult> Evaluate(Backend& backend, WeightSource& model, WeightSource* reference,
                                     const Tensor& windows, const EvalOptions& options) {
   QM_RETURN_IF_ERROR(CheckModels(model, reference, windows));
+  QM_RETURN_IF_ERROR(CheckScored(options.scored, windows));
   const auto start = Clock::now();
   QM_ASSIGN_OR_RETURN(Scores scores, Evaluation(backend, windows, options).Run(model, reference));
   const double seconds = SecondsSince(start);
-  const double positions = static_cast<double>(windows.dim(1) - 1);
   EvalResult result;
   result.windows = windows.dim(0);
   result.context = windows.dim(1);
-  result.tokens = result.windows * (result.context - 1);
-  result.window_nll =
-      WindowMeans(scores.windows, positions, [](const WindowScore& w) { return w.nll; });
-  result.nll = EstimateFromWindows(result.window_nll);
+  for (const WindowScore& window : scores.windows) {
+    result.tokens += static_cast<int64_t>(window.positions);
+  }
+  result.window_nll = WindowMeans(scores.windows, [](const WindowScore& w) { return w.nll; });
+  result.nll = EstimateOf(scores.windows, [](const WindowScore& w) { return w.nll; });
   result.perplexity = Exponential(result.nll);
   result.seconds = seconds;
   result.tokens_per_second = static_cast<double>(result.tokens) / seconds;
   if (reference == nullptr) return result;
-  result.window_kl =
-      WindowMeans(scores.windows, positions, [](const WindowScore& w) { return w.kl; });
-  result.comparison = Summarize(&scores, positions);
+  result.window_kl = WindowMeans(scores.windows, [](const WindowScore& w) { return w.kl; });
+  result.comparison = Summarize(&scores);
   return result;
 }
 

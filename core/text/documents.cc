@@ -126,6 +126,10 @@ absl::StatusOr<Documents> ParseJsonLines(std::string_view text, const std::strin
   return documents;
 }
 
+// Where alpaca's prompt begins and ends.
+constexpr char kPromptStart[] = "Below is an instruction that describes a task";
+constexpr char kPromptEnd[] = "\n\n### Response:\n";
+
 // The prompt of the alpaca data set, with and without an input.
 absl::StatusOr<std::string> AlpacaText(const Json& record, const std::string& where) {
   QM_ASSIGN_OR_RETURN(const std::string instruction, TextUnder(record, "instruction", where));
@@ -135,12 +139,11 @@ absl::StatusOr<std::string> AlpacaText(const Json& record, const std::string& wh
     QM_ASSIGN_OR_RETURN(input, TextUnder(record, "input", where));
   }
   const absl::string_view opening =
-      input.empty() ? "Below is an instruction that describes a task. "
-                    : "Below is an instruction that describes a task, paired with an input that "
-                      "provides further context. ";
-  const std::string middle = input.empty() ? "" : absl::StrCat("### Input:\n", input, "\n\n");
-  return absl::StrCat(opening, "Write a response that appropriately completes the request.\n\n",
-                      "### Instruction:\n", instruction, "\n\n", middle, "### Response:\n", output);
+      input.empty() ? ". " : ", paired with an input that provides further context. ";
+  const std::string middle = input.empty() ? "" : absl::StrCat("\n\n### Input:\n", input);
+  return absl::StrCat(kPromptStart, opening,
+                      "Write a response that appropriately completes the request.\n\n",
+                      "### Instruction:\n", instruction, middle, kPromptEnd, output);
 }
 
 absl::StatusOr<Documents> ParseRecords(std::string_view text, const std::string& path,
@@ -188,6 +191,12 @@ absl::Status TooShort(int64_t tokens, const WindowOptions& options) {
 }
 
 }  // namespace
+
+size_t PromptBytes(const std::string& document) {
+  if (!absl::StartsWith(document, kPromptStart)) return 0;
+  const size_t end = document.find(kPromptEnd);
+  return end == std::string::npos ? 0 : end + sizeof(kPromptEnd) - 1;
+}
 
 absl::StatusOr<Documents> ReadDocuments(const std::string& path, const TextOptions& options) {
   const bool packed = absl::EndsWith(path, ".gz");

@@ -29,6 +29,10 @@ struct TextOptions {
 absl::StatusOr<std::vector<std::string>> ReadDocuments(const std::string& path,
                                                        const TextOptions& options = {});
 
+// Bytes of alpaca's prompt at the start of a document; 0 if it has none. What follows is the
+// answer.
+size_t PromptBytes(const std::string& document);
+
 // The documents of a file, joined and tokenized as one text, without special tokens around it.
 absl::StatusOr<std::vector<int32_t>> TokenizeFile(const Tokenizer& tokenizer,
                                                   const std::string& path,

@@ -4,23 +4,11 @@
 #include <numeric>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 
 namespace quantmill {
 namespace {
-
-// Where alpaca's prompt, as ReadDocuments writes it, begins and ends.
-constexpr char kPromptStart[] = "Below is an instruction that describes a task";
-constexpr char kPromptEnd[] = "\n\n### Response:\n";
-
-// Bytes of the prompt at the start of a document; 0 if it has none.
-size_t PromptBytes(const std::string& document) {
-  if (!absl::StartsWith(document, kPromptStart)) return 0;
-  const size_t end = document.find(kPromptEnd);
-  return end == std::string::npos ? 0 : end + sizeof(kPromptEnd) - 1;
-}
 
 // Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", figure 17.
 uint64_t SplitMix64(uint64_t* state) {

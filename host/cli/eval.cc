@@ -14,6 +14,7 @@
 #include "core/eval/logits.h"
 #include "core/io/safetensors_reader.h"
 #include "core/io/safetensors_writer.h"
+#include "core/text/answers.h"
 #include "core/text/documents.h"
 #include "host/cli/command.h"
 #include "host/cli/model_session.h"
@@ -92,13 +93,21 @@ absl::StatusOr<int64_t> ContextOf(const Arguments& args, const ModelConfig& conf
   return context;
 }
 
-absl::StatusOr<Tensor> ReadWindows(const Arguments& args, const ModelConfig& config) {
+// The windows to score; scored is empty where every token is.
+absl::StatusOr<AnswerWindows> ReadWindows(const Arguments& args, const ModelConfig& config) {
   QM_ASSIGN_OR_RETURN(const int64_t context, ContextOf(args, config));
   if (args.Integer("windows") < 0) {
     return UsageError("--windows is negative", "", "give a number of windows, or 0 for all");
   }
   QM_ASSIGN_OR_RETURN(const auto tokenizer,
                       OpenTokenizer(args.Text("MODEL"), args.Text("reference")));
+  if (args.Flag("answers")) {
+    AnswerOptions options;
+    options.length = context;
+    options.count = args.Integer("windows");
+    if (!config.eos_ids.empty()) options.eos = static_cast<int32_t>(config.eos_ids[0]);
+    return ReadAnswers(*tokenizer, args.Text("text"), options);
+  }
   TextOptions text;
   text.key = args.Text("key");
   QM_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
@@ -106,8 +115,11 @@ absl::StatusOr<Tensor> ReadWindows(const Arguments& args, const ModelConfig& con
   WindowOptions windows;
   windows.length = context;
   windows.count = args.Integer("windows");
-  const absl::StatusOr<Tensor> cut = CutWindows(ids, windows);
-  return cut.ok() ? cut : WithContext(cut.status(), args.Text("text"));
+  absl::StatusOr<Tensor> cut = CutWindows(ids, windows);
+  if (!cut.ok()) return WithContext(cut.status(), args.Text("text"));
+  AnswerWindows whole;
+  whole.ids = *std::move(cut);
+  return whole;
 }
 
 void PrintEstimate(std::ostream& out, const std::string& name, const Estimate& estimate,
@@ -154,13 +166,23 @@ absl::StatusOr<int> RunText(const Arguments& args) {
     QM_ASSIGN_OR_RETURN(reference,
                         session->OpenCheckpoint(args.Text("reference"), PackedMode::kDequantize));
   }
-  QM_ASSIGN_OR_RETURN(const Tensor windows, ReadWindows(args, model->config()));
+  QM_ASSIGN_OR_RETURN(const AnswerWindows windows, ReadWindows(args, model->config()));
   ProgressLine progress;
-  QM_ASSIGN_OR_RETURN(const EvalResult result, Evaluate(session->backend(), *model, reference.get(),
-                                                        windows, WithProgress(&progress)));
+  EvalOptions options = WithProgress(&progress);
+  const bool answers = args.Flag("answers");
+  if (answers) options.scored = &windows.scored;
+  QM_ASSIGN_OR_RETURN(const EvalResult result,
+                      Evaluate(session->backend(), *model, reference.get(), windows.ids, options));
   progress.Clear();
   PrintResult(result, BackendName(session->backend()), args.out());
-  QM_RETURN_IF_ERROR(args.WriteJson(ToJson(result)));
+  nlohmann::ordered_json json = ToJson(result);
+  if (answers) {
+    args.out() << "the answers of " << result.windows << " records, " << windows.cut << " cut at "
+               << result.context << " tokens, " << windows.left_out << " left out\n";
+    json["answers_cut"] = windows.cut;
+    json["answers_left_out"] = windows.left_out;
+  }
+  QM_RETURN_IF_ERROR(args.WriteJson(json));
   return kExitDone;
 }
 
@@ -173,6 +195,10 @@ absl::StatusOr<int> RunEvalCommand(const Arguments& args) {
   if (args.Has("tokens") == args.Has("text")) {
     return UsageError("eval needs either a text or token ids", "",
                       "give --text FILE, or --tokens IDS.safetensors --logits OUT.safetensors");
+  }
+  if (args.Flag("answers") && !args.Has("text")) {
+    return UsageError("--answers needs a text", "it says which tokens of one are scored",
+                      "give --text RECORDS.json");
   }
   return args.Has("tokens") ? RunLogits(args) : RunText(args);
 }
@@ -199,6 +225,8 @@ Command MakeEvalCommand() {
                    .doc = "windows from the start of the text; 0 = all",
                    .default_value = "0",
                    .kind = CommandOption::Kind::kInteger},
+                  {.name = "answers",
+                   .doc = "of an alpaca .json: every record a window, only its answer is scored"},
                   {.name = "key",
                    .value = "NAME",
                    .doc = "field of a JSON Lines file that holds the text",

@@ -150,6 +150,60 @@ TEST_F(EvaluateTest, AgreesWithSlowReference) {
   }
 }
 
+// Of window w the tokens from 3 + w on; the means are over positions, not over windows.
+TEST_F(EvaluateTest, ScoresWhatIsNamed) {
+  std::vector<int32_t> scored(kWindows * kLength, 1);
+  std::vector<double> nll(kWindows, 0), kl(kWindows, 0), count(kWindows, 0);
+  for (int64_t w = 0; w < kWindows; ++w) {
+    const int32_t* begin = windows_.as<int32_t>() + w * kLength;
+    const std::vector<int32_t> ids(begin, begin + kLength);
+    const Matrix q = testing::RunSlowReference(config_, rounded_->Matrices(), ids).logits;
+    const Matrix p = testing::RunSlowReference(config_, original_->Matrices(), ids).logits;
+    for (int64_t i = 0; i < kLength; ++i) {
+      if (i < 3 + w) {
+        scored[static_cast<size_t>(w * kLength + i)] = 0;
+        continue;
+      }
+      const auto row = static_cast<size_t>(i - 1), at = static_cast<size_t>(w);
+      const std::vector<double> log_q = LogSoftmax(q[row]), log_p = LogSoftmax(p[row]);
+      nll[at] -= log_q[static_cast<size_t>(ids[static_cast<size_t>(i)])];
+      for (size_t v = 0; v < log_p.size(); ++v) {
+        kl[at] += std::exp(log_p[v]) * (log_p[v] - log_q[v]);
+      }
+      ++count[at];
+    }
+  }
+  const Tensor named = Tensor::FromI32({kWindows, kLength}, scored);
+  EvalOptions options;
+  options.scored = &named;
+  const EvalResult result =
+      Evaluate(*backend_, *rounded_, original_.get(), windows_, options).value();
+  const double positions = kWindows * Mean(count);
+  EXPECT_EQ(static_cast<double>(result.tokens), positions);
+  const double mean = kWindows * Mean(nll) / positions;
+  EXPECT_NEAR(result.nll.value, mean, 1e-4);
+  double squares = 0;
+  for (size_t w = 0; w < kWindows; ++w) squares += std::pow(nll[w] - mean * count[w], 2);
+  EXPECT_NEAR(*result.nll.standard_error,
+              std::sqrt(squares * kWindows / (kWindows - 1)) / positions, 1e-4);
+  EXPECT_NEAR(result.comparison->kl_mean.value, kWindows * Mean(kl) / positions, 1e-4);
+}
+
+TEST_F(EvaluateTest, WindowsWithNothingToScoreAreRefused) {
+  std::vector<int32_t> scored(kWindows * kLength, 1);
+  std::fill(scored.begin() + kLength + 1, scored.begin() + 2 * kLength, 0);
+  const Tensor nothing = Tensor::FromI32({kWindows, kLength}, scored);
+  EvalOptions options;
+  options.scored = &nothing;
+  EXPECT_THAT(
+      std::string(Evaluate(*backend_, *original_, nullptr, windows_, options).status().message()),
+      HasSubstr("no token of window 1"));
+  const Tensor short_rows = nothing.Rows(0, 2);
+  options.scored = &short_rows;
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      Evaluate(*backend_, *original_, nullptr, windows_, options).status()));
+}
+
 TEST_F(EvaluateTest, AModelAgainstItself) {
   const EvalResult result = Evaluate(*backend_, *original_, original_.get(), windows_, {}).value();
   EXPECT_EQ(result.comparison->kl_mean.value, 0.0);

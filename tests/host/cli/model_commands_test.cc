@@ -66,11 +66,29 @@ TEST(EvalCommandTest, WritesLogitsOfGivenIds) {
   }
 }
 
+TEST(EvalCommandTest, ScoresAnswersOfRecords) {
+  const std::string records = testing::MakeTempDir() + "/records.json";
+  std::ofstream(records) << R"([{"instruction": "Say it.", "output": "The stone turns."},
+                                {"instruction": "Again.", "input": "Now", "output": "It turns."}])";
+  const std::string model = testing::SourcePath("configs/quickstart/tiny-llama");
+  const CommandRun run =
+      RunCommand({"eval", model, "--text", records, "--answers", "--context", "256"});
+  ASSERT_EQ(run.exit_code, kExitDone) << run.errors;
+  EXPECT_EQ(run.json.at("windows"), 2);
+  EXPECT_EQ(run.json.at("answers_cut"), 0);
+  EXPECT_EQ(run.json.at("answers_left_out"), 0);
+  // Two short answers and the token behind each.
+  EXPECT_GT(run.json.at("tokens"), 6);
+  EXPECT_LT(run.json.at("tokens"), 30);
+}
+
 TEST(EvalCommandTest, WrongUsage) {
   QM_SHARED_OR_SKIP(model, "models/tiny-llama");
   QM_SHARED_OR_SKIP(text, "data/valid.txt");
   EXPECT_EQ(RunCommand({"eval", model}).exit_code, kExitUsage);
   EXPECT_EQ(RunCommand({"eval", model, "--tokens", "a"}).exit_code, kExitUsage);
+  EXPECT_EQ(RunCommand({"eval", model, "--tokens", "a", "--logits", "b", "--answers"}).exit_code,
+            kExitUsage);
   EXPECT_EQ(RunCommand({"eval", model, "--text", text, "--tokens", "a", "--logits", "b"}).exit_code,
             kExitUsage);
   const CommandRun context = RunCommand({"eval", model, "--text", text, "--context", "4096"});
