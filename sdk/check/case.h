@@ -91,6 +91,7 @@ std::vector<Case> MemoryCases();
 std::vector<Case> QuantizeCases();
 std::vector<Case> KernelCases();
 std::vector<Case> TransformCases();
+std::vector<Case> TuneCases();
 std::vector<Case> ReparamCases();
 std::vector<Case> FormatCases();
 

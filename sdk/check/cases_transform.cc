@@ -5,12 +5,12 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "sdk/check/block_call.h"
 #include "sdk/check/case.h"
 #include "sdk/check/checked_call.h"
 #include "sdk/check/quantize_call.h"
@@ -23,163 +23,11 @@ constexpr char kEdits[] = "QM-C-007";
 constexpr char kDeterministic[] = "QM-P-011";
 constexpr uint64_t kMostEdits = 4096;
 
-// ---- tensors of the plugin ----
-
-// A host copy of what a view shows. Only dense F32 views are read.
-absl::StatusOr<Tensor> ToHost(Backend& backend, const qm_tensor& view) {
-  if (view.dtype != QM_F32 || view.rank < 0 || view.rank > QM_MAX_RANK || view.data == nullptr) {
-    return absl::InvalidArgumentError("its value is not an F32 tensor");
-  }
-  const Shape shape(absl::MakeConstSpan(view.shape, static_cast<size_t>(view.rank)));
-  int64_t step = 1;
-  for (int axis = view.rank - 1; axis >= 0; --axis) {
-    if (view.shape[axis] < 1 || (view.shape[axis] > 1 && view.stride[axis] != step)) {
-      return absl::InvalidArgumentError("its value is not dense, or empty");
-    }
-    step *= view.shape[axis];
-  }
-  const Tensor source(nullptr, view.data, DType::kF32, shape,
-                      Device{view.device.kind, view.device.index}, /*read_only=*/true);
-  absl::StatusOr<Tensor> host = Tensor::Host(DType::kF32, shape);
-  if (!host.ok()) return host.status();
-  if (source.device().is_cpu()) {
-    std::memcpy(host->data(), source.data(), static_cast<size_t>(source.bytes()));
-    return host;
-  }
-  if (absl::Status status = backend.Copy(source, &*host); !status.ok()) return status;
-  return host;
-}
-
-// ---- qm.host.block/1 over the synthetic block ----
-
-// The call as the plugin sees it: that of a CheckedCall, with one service more.
-struct BlockCall : qm_call {
-  const SyntheticBlock* block = nullptr;
-  Backend* backend = nullptr;
-  const void* (*other_ext)(qm_call*, const char*)QM_NOEXCEPT = nullptr;
-};
-
-BlockCall& Self(qm_call* call) { return *static_cast<BlockCall*>(call); }
-
-qm_status Override(qm_call* call, const qm_override* overrides, uint64_t count,
-                   BlockTensors* tensors) {
-  *tensors = Self(call).block->tensors();
-  for (uint64_t i = 0; i < count; ++i) {
-    const std::string name = overrides[i].tensor == nullptr ? "" : overrides[i].tensor;
-    const auto found = tensors->find(name);
-    const absl::StatusOr<Tensor> value = ToHost(*Self(call).backend, overrides[i].value);
-    if (found == tensors->end() || !value.ok() || !(value->shape() == found->second.shape())) {
-      return call->fail(call, QM_INVALID_ARGUMENT,
-                        absl::StrCat("override of '", name,
-                                     "': the block has no such tensor, or of another shape")
-                            .c_str());
-    }
-    found->second = *value;
-  }
-  return QM_OK;
-}
-
-int64_t SampleCount(qm_call*) QM_NOEXCEPT { return SyntheticBlock::kWindows; }
-
-qm_status BlockForward(qm_call* call, int64_t sample, const qm_override* overrides, uint64_t count,
-                       qm_tensor* out) QM_NOEXCEPT {
-  BlockTensors tensors;
-  if (sample < 0 || sample >= SyntheticBlock::kWindows) {
-    return call->fail(call, QM_INVALID_ARGUMENT, "there is no such sample");
-  }
-  if (const qm_status status = Override(call, overrides, count, &tensors)) return status;
-  const std::vector<double> whole = Self(call).block->Run(tensors, sample).at("");
-  const std::vector<float> values(whole.begin(), whole.end());
-  const Shape shape = {SyntheticBlock::kRows, SyntheticBlock::kHidden};
-  void* memory = call->scratch(call, call->device, values.size() * sizeof(float));
-  if (memory == nullptr) return call->fail(call, QM_RESOURCE_EXHAUSTED, "no scratch");
-  Tensor target(nullptr, memory, DType::kF32, shape, Device{call->device.kind, call->device.index});
-  if (!Self(call).backend->Copy(Tensor::FromF32(shape, values), &target).ok()) return QM_INTERNAL;
-  *out = target.View();
-  return QM_OK;
-}
-
-qm_status BlockLoss(qm_call* call, const char* submodule, int64_t first, int64_t count,
-                    const qm_override* overrides, uint64_t override_count,
-                    double* out) QM_NOEXCEPT {
-  BlockTensors tensors;
-  if (submodule == nullptr || first < 0 || count < 1 || first + count > SyntheticBlock::kWindows) {
-    return call->fail(call, QM_INVALID_ARGUMENT, "there are no such windows");
-  }
-  if (const qm_status status = Override(call, overrides, override_count, &tensors)) return status;
-  *out = Self(call).block->Loss(tensors, submodule, first, count);
-  if (!std::isnan(*out)) return QM_OK;
-  return call->fail(call, QM_INVALID_ARGUMENT, "the block has no such part");
-}
-
-constexpr qm_host_block kBlockService = {sizeof(qm_host_block), &SampleCount, &BlockForward,
-                                         &BlockLoss, nullptr};
-
-const void* HostExt(qm_call* call, const char* id) QM_NOEXCEPT {
-  if (id != nullptr && std::strcmp(id, QM_HOST_BLOCK) == 0) return &kBlockService;
-  return Self(call).other_ext(call, id);
-}
-
 // ---- the calls ----
 
 const qm_block_transform* TransformTable(const Subject& subject) {
   return subject.Ext<qm_block_transform>(QM_EXT_BLOCK_TRANSFORM);
 }
-
-// The block as the plugin is told of it. Arrays live here, structs in the call.
-class BlockInput {
- public:
-  BlockInput(CheckedCall& call, const SyntheticBlock& block, bool with_weights) {
-    for (const SyntheticBlock::Linear& linear : block.linears()) {
-      qm_linear_info info = LinearInfo(linear.out, linear.in);
-      info.name = linear.name.c_str();
-      info.role = linear.role.c_str();
-      info.input_group = linear.input_group;
-      infos_.push_back(call.Struct("a qm_linear_info", info));
-      const PlainRule& rule = block.NextRounding();
-      roundings_.push_back({rule.bits, rule.symmetric ? 1 : 0, rule.group});
-      if (with_weights) {
-        weights_.push_back(call.Input(linear.weight(), block.tensors().at(linear.weight())));
-      }
-    }
-    for (const SyntheticBlock::Site& site : block.sites()) AddSite(site);
-    qm_block_info info = {};
-    info.struct_size = sizeof info;
-    info.name = block.name().c_str();
-    info.linears = infos_.data();
-    info.weights = with_weights ? weights_.data() : nullptr;
-    info.next_roundings = roundings_.data();
-    info.linear_count = infos_.size();
-    info.sites = sites_.data();
-    info.site_count = sites_.size();
-    given_ = call.Struct("the qm_block_info", info);
-  }
-  const qm_block_info* get() const { return given_; }
-
- private:
-  void AddSite(const SyntheticBlock::Site& site) {
-    auto consumers = std::make_unique<std::vector<qm_site_consumer>>();
-    for (const SyntheticBlock::Consumer& consumer : site.consumers) {
-      consumers->push_back({consumer.name.c_str(),
-                            consumer.channel_map.empty() ? nullptr : consumer.channel_map.data(),
-                            consumer.in, 0});
-    }
-    const uint64_t flags =
-        site.rotation_block == 0
-            ? 0
-            : QM_SITE_ROTATABLE | (static_cast<uint64_t>(site.rotation_block) << 32);
-    sites_.push_back({site.producer.c_str(), site.producer.c_str(), consumers->data(),
-                      consumers->size(), site.channels, flags});
-    consumers_.push_back(std::move(consumers));
-  }
-
-  std::vector<const qm_linear_info*> infos_;
-  std::vector<qm_next_rounding> roundings_;
-  std::vector<qm_tensor> weights_;
-  std::vector<std::unique_ptr<std::vector<qm_site_consumer>>> consumers_;
-  std::vector<qm_scale_site> sites_;
-  const qm_block_info* given_ = nullptr;
-};
 
 struct Edit {
   qm_edit_kind kind = 0;
@@ -203,36 +51,15 @@ CallSetup Setup(const Subject& subject) {
   return setup;
 }
 
-BlockCall WithBlock(CheckedCall& call, const SyntheticBlock& block, Backend& backend) {
-  BlockCall out;
-  static_cast<qm_call&>(out) = *call.get();
-  out.block = &block;
-  out.backend = &backend;
-  out.other_ext = out.host_ext;
-  out.host_ext = &HostExt;
-  return out;
-}
-
-// As Invoke(), with the call that has the block's service.
-template <typename... P>
-qm_status InvokeOn(BlockCall& call, qm_status (*function)(qm_call*, P...),
-                   std::type_identity_t<P>... arguments) {
-  try {
-    return function(&call, arguments...);
-  } catch (...) {
-    return kThrewException;
-  }
-}
-
 // The statistics wanted; skipped when plan() refuses.
 std::optional<Verdict> Plan(Subject& subject, const SyntheticBlock& block, PlanAnswer* out) {
   CheckedCall call(subject, Setup(subject));
-  BlockCall raw = WithBlock(call, block, *subject.backend);
-  const BlockInput input(call, block, /*with_weights=*/false);
+  BlockCall raw(call, block, *subject.backend, BlockCall::Service::kWithoutGradients);
+  const BlockInput input(call, block, {/*weights=*/false, /*transforms=*/true});
   qm_quant_plan empty = {};
   empty.struct_size = sizeof empty;
   qm_quant_plan* plan = call.Struct("the qm_quant_plan", empty);
-  const qm_status code = InvokeOn(raw, TransformTable(subject)->plan, input.get(), plan);
+  const qm_status code = raw.Invoke(TransformTable(subject)->plan, input.get(), plan);
   if (auto verdict = call.Finish(code)) return verdict;
   if (code != QM_OK) return Skipped("refused by plan: " + call.Outcome());
   for (uint64_t i = 0; i < plan->stat_count; ++i) {
@@ -251,8 +78,8 @@ std::optional<Verdict> Propose(Subject& subject, const SyntheticBlock& block,
   PlanAnswer plan;
   if (auto verdict = Plan(subject, block, &plan)) return verdict;
   CheckedCall call(subject, Setup(subject));
-  BlockCall raw = WithBlock(call, block, *subject.backend);
-  const BlockInput input(call, block, /*with_weights=*/true);
+  BlockCall raw(call, block, *subject.backend, BlockCall::Service::kWithoutGradients);
+  const BlockInput input(call, block, {/*weights=*/true, /*transforms=*/true});
   std::vector<std::unique_ptr<StatInputs>> stats;
   std::vector<const qm_stats*> per_linear;
   for (const SyntheticBlock::Linear& linear : block.linears()) {
@@ -261,7 +88,7 @@ std::optional<Verdict> Propose(Subject& subject, const SyntheticBlock& block,
   }
   const qm_edit* edits = nullptr;
   uint64_t count = 0;
-  const qm_status code = InvokeOn(raw, table->run, input.get(), per_linear.data(), &edits, &count);
+  const qm_status code = raw.Invoke(table->run, input.get(), per_linear.data(), &edits, &count);
   if (auto verdict = call.Finish(code)) return verdict;
   if (code != QM_OK) return Failed("QM-P-012", "plan accepted, run refused: " + call.Outcome());
   if (count > kMostEdits || (count > 0 && edits == nullptr)) {
@@ -272,7 +99,7 @@ std::optional<Verdict> Propose(Subject& subject, const SyntheticBlock& block,
     Edit edit;
     edit.kind = edits[i].kind;
     edit.target = edits[i].target == nullptr ? "" : edits[i].target;
-    absl::StatusOr<Tensor> value = ToHost(*subject.backend, edits[i].value);
+    absl::StatusOr<Tensor> value = HostCopyOf(*subject.backend, edits[i].value, /*only_f32=*/true);
     if (value.ok()) edit.value = *std::move(value);
     edit.why = std::string(value.status().message());
     out->push_back(std::move(edit));

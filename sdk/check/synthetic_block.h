@@ -59,6 +59,10 @@ class SyntheticBlock {
   const PlainRule& NextRounding() const { return rounding_; }
 
   BlockOutputs Run(const BlockTensors& tensors, int64_t window) const;
+  // The gradient of <d_out, Run(tensors, window)[""]> with respect to every tensor, by its name, in
+  // f64; d_out: [rows, hidden]. synthetic_block_vjp.cc.
+  BlockOutputs Gradients(const BlockTensors& tensors, int64_t window,
+                         const std::vector<double>& d_out) const;
   // Mean squared difference to the untouched block over windows [first, first + count), of the
   // part named as in BlockOutputs. NaN for a part there is not.
   double Loss(const BlockTensors& tensors, const std::string& part, int64_t first,

@@ -1,5 +1,7 @@
 /* Rounds to seven levels per row, kept as 8-bit codes, and tunes the scales and the norms of a
- * block by gradient descent through the host's vjp; misbehaves as its option says. */
+ * block by gradient descent through the host's vjp; misbehaves as its option says. The macro
+ * MISBEHAVE is that option's default; with HALF_TABLE the table for tuning lacks run, with ALONE
+ * there is no quantizer beside it. */
 #include <math.h>
 #include <signal.h>
 #include <stdint.h>
@@ -8,6 +10,16 @@
 #include <time.h>
 
 #include "quantmill/all.h"
+
+#ifndef MISBEHAVE
+#define MISBEHAVE "none"
+#endif
+#ifndef HALF_TABLE
+#define HALF_TABLE 0
+#endif
+#ifndef ALONE
+#define ALONE 0
+#endif
 
 enum { kMostLinears = 7, kMostOthers = 16, kLevels = 3, kCenter = 128 };
 
@@ -141,6 +153,7 @@ static qm_status measure(qm_call* c, const qm_host_block* host, part* parts, uin
     qm_status status = host->forward(c, w, NULL, 0, &out);
     if (status) return status;
     if (!error.data) error = f32(c, 2, out.shape[0], out.shape[1]);
+    if (!error.data) return c->fail(c, QM_RESOURCE_EXHAUSTED, "no scratch");
     float* e = error.data;
     for (int64_t i = 0; i < size(&out); ++i) e[i] = -((const float*)out.data)[i];
     status = host->forward(c, w, overrides, count, &out);
@@ -162,7 +175,7 @@ static qm_status descend(qm_call* c, const qm_host_block* host, part* parts, uin
   const int64_t steps = c->opt_i64(c, "tune");
   double best = INFINITY, length = is(c, "worse") ? -5.0 : 0.1;
   for (int64_t step = 0; step <= steps; ++step) {
-    if (c->progress(c, (double)step / (double)steps)) return QM_CANCELLED;
+    if (c->progress(c, (double)step / (double)steps) && !is(c, "stay")) return QM_CANCELLED;
     double loss, square = 0;
     const qm_status status = measure(c, host, parts, count, &loss);
     if (status) return status;
@@ -196,7 +209,7 @@ static qm_status tune_plan(qm_call* c, const qm_block_info* b, qm_quant_plan* ou
   if (!c->opt_i64(c, "tune")) return c->fail(c, QM_UNIMPLEMENTED, "tune is 0");
   if (is(c, "refuse")) return c->fail(c, QM_INVALID_ARGUMENT, "not this block; use another");
   if (b->weights || b->site_count) return c->fail(c, QM_INTERNAL, "too much is told");
-  out->scratch_bytes = 1 << 26;
+  out->scratch_bytes = is(c, "greedy") ? 1024 : 1 << 26;
   out->flops = 1e9;
   return QM_OK;
 }
@@ -207,7 +220,12 @@ static qm_status tune_run(qm_call* c, const qm_block_info* b, const qm_packed* p
   if (is(c, "fail")) return c->fail(c, QM_FAILED_PRECONDITION, "the tide is out; wait six hours");
   if (is(c, "slow")) nanosleep(&(struct timespec){0, 100 * 1000 * 1000}, NULL);
   const qm_host_block* host = c->host_ext(c, QM_HOST_BLOCK);
-  if (!host || !QM_HAS(host, vjp)) return c->fail(c, QM_FAILED_PRECONDITION, "no vjp");
+  if (!host || !QM_HAS(host, vjp)) {
+    return c->fail(c, is(c, "excuse") ? QM_INTERNAL : QM_FAILED_PRECONDITION, "no vjp");
+  }
+  if (is(c, "all-packed") && !packed[0].format_id) {
+    return c->fail(c, QM_INVALID_ARGUMENT, "not packed");
+  }
   part parts[kMostLinears + kMostOthers];
   memset(parts, 0, sizeof parts);
   uint64_t count = 0;
@@ -218,6 +236,7 @@ static qm_status tune_run(qm_call* c, const qm_block_info* b, const qm_packed* p
     p->codes = packed[l].tensors[0].tensor.data;
     p->stride = packed[l].tensors[0].tensor.shape[1] * 4;
     p->item = (int64_t)l;
+    if (is(c, "overwrite")) ((float*)packed[l].tensors[1].tensor.data)[0] = 1.0f;
     if (!make_part(c, p, &packed[l].tensors[1].tensor, 2, packed[l].out_features,
                    packed[l].in_features)) {
       return c->fail(c, QM_RESOURCE_EXHAUSTED, "no scratch");
@@ -239,12 +258,16 @@ static qm_status tune_run(qm_call* c, const qm_block_info* b, const qm_packed* p
     qm_tensor out;
     const qm_tensor* v = &parts[i].value;
     const int64_t shape[2] = {v->shape[0] + (is(c, "short") ? -1 : 0), v->shape[1]};
+    const uint64_t item = (uint64_t)parts[i].item + (is(c, "beyond") ? b->linear_count : 0);
     const qm_status st =
-        c->emit(c, (uint64_t)parts[i].item, is(c, "unknown-name") ? "scales" : "scale", kCpu,
-                QM_F32, 2, shape, &out);
+        c->emit(c, item, is(c, "unknown-name") ? "scales" : "scale", kCpu, QM_F32, 2, shape, &out);
     if (st) return st;
     memcpy(out.data, v->data, (size_t)(shape[0] * shape[1]) * 4);
     if (is(c, "nan")) ((float*)out.data)[0] = NAN;
+    if (is(c, "restless")) {
+      static int runs = 0;
+      ((float*)out.data)[0] *= 1.0f + 1e-3f * (float)++runs;
+    }
   }
   qm_edit* list = c->scratch(c, kCpu, (count - scales + 1) * sizeof *list);
   char* names = c->scratch(c, kCpu, (count - scales + 1) * sizeof parts[0].name);
@@ -263,15 +286,16 @@ static qm_status tune_run(qm_call* c, const qm_block_info* b, const qm_packed* p
 }
 
 static const qm_quantize_linear kQuantize = {sizeof kQuantize, round_plan, round_run, NULL};
-static const qm_block_tune kTune = {sizeof kTune, tune_plan, tune_run};
+static const qm_block_tune kTune = {sizeof kTune, tune_plan, HALF_TABLE ? NULL : tune_run};
 static const void* ext(const qm_method* m, const char* id) {
   (void)m;
-  if (strcmp(id, QM_EXT_QUANTIZE_LINEAR) == 0) return &kQuantize;
+  if (strcmp(id, QM_EXT_QUANTIZE_LINEAR) == 0) return ALONE ? NULL : &kQuantize;
   return strcmp(id, QM_EXT_BLOCK_TUNE) == 0 ? &kTune : NULL;
 }
 static const qm_option kOptions[] = {
-    {"misbehave", "none",
-     "none|refuse|crash|fail|slow|worse|short|unknown-name|nan|edit-weight|fail-down",
+    {"misbehave", MISBEHAVE,
+     "none|refuse|crash|fail|slow|worse|short|unknown-name|nan|edit-weight|fail-down|stay|greedy|"
+     "restless|overwrite|beyond|excuse|all-packed",
      "what to do wrong", QM_OPT_ENUM, 0},
     {"tune", "0", "0..100", "steps of tuning; 0 = none", QM_OPT_I64, 0},
     {"bits", "8", "8", "of the codes", QM_OPT_I64, 0}};

@@ -26,3 +26,13 @@ quantmill_case_plugin(reparam_saves_too_much reparam_gain SAVES_TOO_MUCH)
 quantmill_case_plugin(reparam_overwrites reparam_gain OVERWRITES)
 quantmill_case_plugin(reparam_wrong_vjp reparam_gain WRONG_VJP)
 quantmill_case_plugin(reparam_wrong_finalize reparam_gain WRONG_FINALIZE)
+
+# For the cases of tuning: the tuner of tests/crash, misbehaving by default.
+quantmill_case_plugin(tune_right ../crash/tuner)
+quantmill_case_plugin(tune_alone ../crash/tuner ALONE=1)
+quantmill_case_plugin(tune_half_table ../crash/tuner HALF_TABLE=1)
+foreach(offence worse short unknown-name nan edit-weight stay greedy restless overwrite beyond excuse
+                all-packed)
+  string(REPLACE "-" "_" name ${offence})
+  quantmill_case_plugin(tune_${name} ../crash/tuner MISBEHAVE="${offence}")
+endforeach()

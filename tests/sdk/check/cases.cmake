@@ -1,6 +1,7 @@
 # The pieces the cases are made of, and cases on plugins with one thing wrong, in this process.
 quantmill_test(sdk_check_cases_test
-  SOURCES cases_test.cc packed_samples_test.cc plain_rounding_test.cc synthetic_test.cc
+  SOURCES cases_test.cc packed_samples_test.cc plain_rounding_test.cc synthetic_block_test.cc
+          synthetic_test.cc
   DEPS quantmill_check quantmill_host_plugins quantmill_host_worker quantmill_cpu quantmill_cuda)
 target_compile_definitions(sdk_check_cases_test PRIVATE
   QM_CASE_PLUGIN_DIR="${PROJECT_BINARY_DIR}/tests/case_plugins"

@@ -61,6 +61,7 @@ TEST_F(CasesTest, PluginsThatAreRightPass) {
     SCOPED_TRACE(plugin);
     ExpectGood(fakes + plugin + ".so", "transform");
   }
+  ExpectGood(fakes + "tune_right.so", "tune");
   for (const char* plugin : {"reparam_low_rank", "reparam_gain", "reparam_weight_gain"}) {
     SCOPED_TRACE(plugin);
     ExpectGood(fakes + plugin + ".so", "reparam");
@@ -90,6 +91,18 @@ TEST_F(CasesTest, FindWhatIsWrong) {
       {"transform_shears", "transform.edits_are_valid", "QM-C-007", "not orthogonal"},
       {"transform_tiny_scale", "transform.preserving_edits_preserve", "QM-C-007", "output changed"},
       {"transform_clips_hard", "transform.loss_does_not_increase", "QM-C-007", "off by"},
+      {"tune_alone", "tune.results_fit", "QM-C-012", "beside qm.quantize-linear/1"},
+      {"tune_short", "tune.results_fit", "QM-C-012", "dtype and shape must stay"},
+      {"tune_unknown_name", "tune.results_fit", "QM-C-012", "'scales'"},
+      {"tune_nan", "tune.results_fit", "QM-P-010", "not in its format"},
+      {"tune_edit_weight", "tune.results_fit", "QM-C-012", "no norm or bias"},
+      {"tune_beyond", "tune.results_fit", "QM-C-012", "the block has 7 linears"},
+      {"tune_worse", "tune.not_worse", "QM-C-012", "the tuned one by"},
+      {"tune_all_packed", "tune.some_slots_dense", "QM-C-012", "left dense"},
+      {"tune_restless", "tune.same_bytes_twice", "QM-P-011", "'scale' of item 0"},
+      {"tune_stay", "tune.cancel", "QM-P-008", "QM_CANCELLED is expected"},
+      {"tune_greedy", "tune.scratch_bound", "QM-P-015", "plan() said 1024"},
+      {"tune_excuse", "tune.no_services", "QM-P-018", "the block's vjp"},
       {"reparam_not_identity", "reparam.identity_at_init", "QM-C-008", "NMSE 0.25"},
       {"reparam_impure", "reparam.pure", "QM-C-009", "other bytes"},
       {"reparam_needs_saved", "reparam.saved_within_bound", "QM-P-012", "no room"},

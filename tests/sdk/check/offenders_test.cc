@@ -11,10 +11,13 @@
 namespace quantmill::check {
 namespace {
 
-// An offender, or one of the loader's.
+// An offender, one of the cases', or one of the loader's.
 std::string FakePlugin(const std::string& name) {
-  const std::string offender = QM_OFFENDER_DIR "/libqm_" + name + ".so";
-  return std::filesystem::exists(offender) ? offender : QM_FAKE_PLUGIN_DIR "/libqm_" + name + ".so";
+  for (const std::string directory : {QM_OFFENDER_DIR, QM_CASE_PLUGIN_DIR}) {
+    const std::string file = directory + "/libqm_" + name + ".so";
+    if (std::filesystem::exists(file)) return file;
+  }
+  return QM_FAKE_PLUGIN_DIR "/libqm_" + name + ".so";
 }
 
 CheckRequest RequestFor(const std::string& name, const std::string& only) {
@@ -73,12 +76,17 @@ INSTANTIATE_TEST_SUITE_P(
         Offence{"bad_text", "load.descriptor", State::kFailed, "QM-P-002", "UTF-8"},
         Offence{"bad_default", "load.descriptor", State::kFailed, "QM-P-016", "option"},
         Offence{"short_table", "load.descriptor", State::kFailed, "QM-P-002", "too short"},
+        Offence{"tune_half_table", "load.descriptor", State::kFailed, "QM-P-002", "block-tune"},
         Offence{"opens_file", "load.pure", State::kFailed, "QM-P-001", "opens /etc/passwd"},
         Offence{"prints_in_entry", "load.pure", State::kFailed, "QM-P-001", "prints"},
         Offence{"starts_thread", "load.pure", State::kFailed, "QM-P-001", "thread"},
         Offence{"starts_cuda", "load.pure", State::kFailed, "QM-P-001", "starts CUDA"},
         Offence{"slow_to_load", "load.scan_time", State::kWarning, "QM-P-001", "more than 100 ms"},
         Offence{"deletable", "load.nodelete", State::kFailed, "QM-H-003", "nodelete"}));
+
+INSTANTIATE_TEST_SUITE_P(Tune, OffendersTest,
+                         testing::Values(Offence{"tune_overwrite", "tune.results_fit",
+                                                 State::kFailed, "QM-P-004", "'scale'"}));
 
 INSTANTIATE_TEST_SUITE_P(
     Abi, OffendersTest,
