@@ -36,7 +36,7 @@ const std::vector<Case>& AllCases() {
   static const auto* const all = [] {
     auto* cases = new std::vector<Case>;
     for (auto group : {LoadCases, AbiCases, OptionsCases, MemoryCases, QuantizeCases, KernelCases,
-                       TransformCases, TuneCases, ReparamCases, FormatCases}) {
+                       TransformCases, TuneCases, ReparamCases, AdapterCases, FormatCases}) {
       std::vector<Case> some = group();
       cases->insert(cases->end(), std::make_move_iterator(some.begin()),
                     std::make_move_iterator(some.end()));

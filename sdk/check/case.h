@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -57,6 +58,8 @@ struct Subject {
   FormatRegistry* formats = nullptr;
   std::string device = "cpu";  // "cpu" or "cuda:N": set for every scope
   uint64_t seed = 1;           // of everything a case draws at random
+  // Of calls of qm.reparametrize/1; empty: the method's defaults.
+  std::map<std::string, std::string> options;
 
   bool on_cuda() const { return device != "cpu"; }
   // A capability table of the method, or null.
@@ -93,6 +96,7 @@ std::vector<Case> KernelCases();
 std::vector<Case> TransformCases();
 std::vector<Case> TuneCases();
 std::vector<Case> ReparamCases();
+std::vector<Case> AdapterCases();
 std::vector<Case> FormatCases();
 
 // All groups in the order above.

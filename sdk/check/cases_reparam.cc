@@ -8,10 +8,14 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/formats/distortion.h"
 #include "sdk/check/case.h"
+#include "sdk/check/option_variants.h"
+#include "sdk/check/packed_samples.h"
 #include "sdk/check/reparam_call.h"
 
 namespace quantmill::check {
@@ -20,6 +24,7 @@ namespace {
 constexpr char kIdentity[] = "QM-C-008";
 constexpr char kVjp[] = "QM-C-009";
 constexpr char kFinalize[] = "QM-C-010";
+constexpr char kParams[] = "QM-C-013";
 constexpr int64_t kRows = 24;
 
 Tensor CopyOf(const Tensor& tensor) {
@@ -124,8 +129,8 @@ Verdict Pure(Subject& subject) {
   }
   const Tensor d_out = NormalLike(first.out.shape(), subject.seed + 4);
   Gradients one, two;
-  if (auto verdict = Vjp(subject, model, in, first.saved, d_out, 0, true, &one)) return *verdict;
-  if (auto verdict = Vjp(subject, model, in, again.saved, d_out, 0, true, &two)) return *verdict;
+  if (auto verdict = Vjp(subject, model, in, first.saved, d_out, 0, {}, &one)) return *verdict;
+  if (auto verdict = Vjp(subject, model, in, again.saved, d_out, 0, {}, &two)) return *verdict;
   bool same = SameBytes(one.d_in, two.d_in);
   for (size_t i = 0; i < one.d_params.size(); ++i) {
     same = same && SameBytes(one.d_params[i], two.d_params[i]);
@@ -145,7 +150,7 @@ Verdict SavedWithinBound(Subject& subject) {
     const Tensor d_out = NormalLike(result.out.shape(), subject.seed + 4);
     Gradients gradients;
     if (auto verdict =
-            Vjp(subject, model, in, result.saved, d_out, 0, /*want_d_in=*/false, &gradients)) {
+            Vjp(subject, model, in, result.saved, d_out, 0, {/*d_in=*/false, {}}, &gradients)) {
       return *verdict;
     }
     ForwardResult bare;
@@ -262,7 +267,7 @@ Verdict VjpMatchesDifferences(Subject& subject) {
   if (auto verdict = Forward(subject, model, in, &at)) return *verdict;
   const Tensor d_out = NormalLike(at.out.shape(), subject.seed + 5);
   Gradients gradients;
-  if (auto verdict = Vjp(subject, model, in, at.saved, d_out, 0, true, &gradients)) return *verdict;
+  if (auto verdict = Vjp(subject, model, in, at.saved, d_out, 0, {}, &gradients)) return *verdict;
   std::vector<Variable> variables = {
       {-1, model.kind == QM_REPARAM_WEIGHT ? "the weight" : "the input"}};
   for (size_t i = 0; i < model.params.size(); ++i) {
@@ -306,8 +311,8 @@ Verdict VjpAccumulates(Subject& subject) {
   if (auto verdict = Forward(subject, model, in, &at)) return *verdict;
   const Tensor d_out = NormalLike(at.out.shape(), subject.seed + 5);
   Gradients zero, filled;
-  if (auto v = Vjp(subject, model, in, at.saved, d_out, 0, true, &zero)) return *v;
-  if (auto v = Vjp(subject, model, in, at.saved, d_out, kFill, true, &filled)) return *v;
+  if (auto v = Vjp(subject, model, in, at.saved, d_out, 0, {}, &zero)) return *v;
+  if (auto v = Vjp(subject, model, in, at.saved, d_out, kFill, {}, &filled)) return *v;
   float start = 0.0f;
   std::memset(&start, kFill, sizeof start);
   const auto differs = [&](const Tensor& from_zero, const Tensor& from_start) {
@@ -325,6 +330,141 @@ Verdict VjpAccumulates(Subject& subject) {
                                      "' is overwritten, not added to"));
   }
   return Passed();
+}
+
+// Whatever is not asked for, what is asked for has the bytes it has when all is.
+Verdict UnwantedGradients(Subject& subject) {
+  Reparametrized model;
+  if (auto verdict = Start(subject, /*leave_init=*/true, &model)) return *verdict;
+  const Tensor in = model.BaseInput(kRows);
+  ForwardResult at;
+  if (auto verdict = Forward(subject, model, in, &at)) return *verdict;
+  const Tensor d_out = NormalLike(at.out.shape(), subject.seed + 5);
+  Gradients all;
+  if (auto verdict = Vjp(subject, model, in, at.saved, d_out, 0, {}, &all)) return *verdict;
+  std::vector<bool> trainable;
+  for (const Reparametrized::Param& param : model.params) trainable.push_back(param.trainable);
+  const std::vector<bool> none(model.params.size(), false);
+  std::vector<WantedGradients> choices = {{true, none}, {false, trainable}};
+  for (size_t i = 0; i < trainable.size(); ++i) {
+    if (!trainable[i]) continue;
+    choices.push_back({true, trainable});
+    choices.back().d_params[i] = false;
+  }
+  for (const WantedGradients& wanted : choices) {
+    Gradients some;
+    if (auto verdict = Vjp(subject, model, in, at.saved, d_out, 0, wanted, &some)) {
+      return Verdict{verdict->state, verdict->rule,
+                     "with gradients that are not wanted given as NULL: " + verdict->text};
+    }
+    bool same = !wanted.d_in || SameBytes(some.d_in, all.d_in);
+    for (size_t i = 0; i < model.params.size(); ++i) {
+      same = same && (!wanted.d_params[i] || SameBytes(some.d_params[i], all.d_params[i]));
+    }
+    if (!same) {
+      return Failed(kVjp, "a gradient has other bytes when others are not wanted (NULL)");
+    }
+  }
+  return Passed(absl::StrCat(choices.size(), " choices"));
+}
+
+// ---- plan and init ----
+
+std::string PlanText(const Reparametrized& model) {
+  std::string text = absl::StrCat("kind ", model.kind);
+  for (const Reparametrized::Param& param : model.params) {
+    absl::StrAppend(&text, ", '", param.name, "' ", param.shape.ToString());
+  }
+  return text;
+}
+
+// Names by which a host stores parameters, beside one another and in files of adapters.
+std::optional<Verdict> CheckNames(const Reparametrized& model) {
+  for (size_t i = 0; i < model.params.size(); ++i) {
+    const std::string& name = model.params[i].name;
+    const bool plain = !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
+      return absl::ascii_isalnum(c) || c == '_' || c == '-';
+    });
+    if (!plain) {
+      return Failed(kParams, absl::StrCat("the parameter name '", name,
+                                          "' is not of letters, digits, _ and - alone"));
+    }
+    for (size_t k = 0; k < i; ++k) {
+      if (model.params[k].name != name) continue;
+      return Failed(kParams, absl::StrCat("two parameters are named '", name, "'"));
+    }
+  }
+  return std::nullopt;
+}
+
+Verdict SameParamsInBothPhases(Subject& subject) {
+  Reparametrized model;
+  if (auto verdict = Reparametrize(subject, &model)) return *verdict;
+  if (auto verdict = CheckNames(model)) return *verdict;
+  const std::string first = PlanText(model);
+  Reparametrized other;
+  other.linear = model.linear;
+  other.phase = QM_PHASE_END_TO_END;
+  bool accepted = false;
+  std::string outcome;
+  if (auto verdict = PlanReparam(subject, &other, &accepted, &outcome)) return *verdict;
+  if (!accepted) {
+    if (absl::StrContains(outcome, "UNIMPLEMENTED")) return Passed("one phase: " + first);
+    return Failed(kParams, "plan refuses the phase end-to-end, not with UNIMPLEMENTED: " + outcome);
+  }
+  if (PlanText(other) == first) return Passed(first);
+  return Failed(kParams, absl::StrCat("in the phase block the plan has ", first,
+                                      ", in the phase end-to-end ", PlanText(other)));
+}
+
+Verdict SameInitTwice(Subject& subject) {
+  if ((subject.method->flags & QM_METHOD_DETERMINISTIC) == 0) {
+    return Skipped("the method does not say that it is deterministic");
+  }
+  Reparametrized model;
+  if (auto verdict = Reparametrize(subject, &model)) return *verdict;
+  Reparametrized again = model;
+  if (auto verdict = InitReparam(subject, &again)) return *verdict;
+  for (size_t i = 0; i < model.params.size(); ++i) {
+    if (SameBytes(model.params[i].value, again.params[i].value)) continue;
+    return Failed("QM-P-011", absl::StrCat("init filled '", model.params[i].name,
+                                           "' with other bytes the second time"));
+  }
+  return Passed();
+}
+
+// INPUT and DELTA: a packed slot has no dense weight to hand to init.
+Verdict OverPackedBase(Subject& subject) {
+  const absl::StatusOr<std::vector<PackedSample>> samples = AffineSamples(subject.seed);
+  if (!samples.ok()) return Failed("", std::string(samples.status().message()));
+  const PackedWeight& base = samples->front().packed;
+  const int64_t rows = base.out_features, cols = base.in_features;
+  Reparametrized model;
+  model.linear = LinearInfo(rows, cols);
+  bool accepted = false;
+  std::string outcome;
+  if (auto verdict = PlanReparam(subject, &model, &accepted, &outcome)) return *verdict;
+  if (!accepted) return Skipped("plan() refuses a linear of " + samples->front().name);
+  if (model.kind == QM_REPARAM_WEIGHT) return Skipped("of WEIGHT the host keeps the dense weight");
+  auto layer = MakeSyntheticLayer(SyntheticKind::kGaussian, rows, cols, 2 * kRows, subject.seed);
+  if (!layer.ok()) return Failed("", std::string(layer.status().message()));
+  model.layer = *std::move(layer);
+  model.base = base;
+  if (auto verdict = PlanReparam(subject, &model, &accepted, &outcome)) return *verdict;
+  if (!accepted) {
+    return Failed(kParams, absl::StrCat("plan takes a dense linear of ", rows, "x", cols,
+                                        " and refuses it packed: ", outcome));
+  }
+  if (auto verdict = InitReparam(subject, &model)) return *verdict;
+  const Tensor in = model.BaseInput(kRows);
+  ForwardResult packed, dense;
+  if (auto verdict = Forward(subject, model, in, &packed)) return *verdict;
+  model.base.reset();
+  if (auto verdict = Forward(subject, model, in, &dense)) return *verdict;
+  if (SameBytes(packed.out, dense.out)) return Passed(samples->front().name);
+  return Failed(kParams,
+                "forward of the same parameters gives another result over a packed base "
+                "than over a dense one");
 }
 
 // ---- finalize ----
@@ -374,6 +514,28 @@ Verdict FinalizeAgrees(Subject& subject) {
   return error.finite && error.nmse() <= bound ? Passed(text) : Failed(kFinalize, text);
 }
 
+// The case with the defaults, and with each other choice of options that are lists: a method may
+// offer several kinds. Choices that plan refuses are passed over.
+Verdict ForEachChoice(Subject& subject, Verdict (*run)(Subject&)) {
+  Verdict result = run(subject);
+  if (result.state == State::kFailed) return result;
+  for (const OptionVariant& variant : OptionVariants(*subject.method, QM_OPT_ENUM)) {
+    Subject chosen = subject;
+    chosen.options = variant.values;
+    const Verdict verdict = run(chosen);
+    if (verdict.state == State::kSkipped) continue;
+    const std::string text = absl::StrCat(variant.what, ": ", verdict.text);
+    if (verdict.state == State::kFailed) return Failed(verdict.rule, text);
+    if (result.state == State::kSkipped ||
+        (result.state == State::kPassed && verdict.state == State::kWarning)) {
+      result = {verdict.state, verdict.rule, text};
+    } else if (result.state == State::kPassed) {
+      absl::StrAppend(&result.text, result.text.empty() ? "" : "; ", text);
+    }
+  }
+  return result;
+}
+
 Case Reparam(std::string name, std::vector<std::string> rules, std::string asserts,
              Verdict (*run)(Subject&)) {
   return {"reparam." + std::move(name),
@@ -381,8 +543,8 @@ Case Reparam(std::string name, std::vector<std::string> rules, std::string asser
           std::move(asserts),
           Scope::kMethod,
           QM_EXT_REPARAMETRIZE,
-          run,
-          30,
+          [run](Subject& subject) { return ForEachChoice(subject, run); },
+          60,
           false};
 }
 
@@ -403,6 +565,19 @@ std::vector<Case> ReparamCases() {
               "parameter.",
               VjpMatchesDifferences),
       Reparam("vjp_accumulates", {kVjp}, "vjp adds to the gradients it is given.", VjpAccumulates),
+      Reparam("unwanted_gradients", {kVjp},
+              "vjp takes NULL for the gradient of the input and for those of parameters, in place "
+              "of what is not wanted.",
+              UnwantedGradients),
+      Reparam("same_params_in_both_phases", {kParams},
+              "plan has the same parameters in both phases, with names that can be stored.",
+              SameParamsInBothPhases),
+      Reparam("same_init_twice", {"QM-P-011"},
+              "A deterministic method fills the same parameters with the same seed.",
+              SameInitTwice),
+      Reparam("over_packed_base", {kParams},
+              "INPUT and DELTA work over a packed base, of which forward and vjp see no tensors.",
+              OverPackedBase),
       Reparam("finalize_agrees", {kFinalize}, "finalize gives the weight that forward acts as.",
               FinalizeAgrees),
   };

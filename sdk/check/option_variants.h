@@ -18,6 +18,8 @@ struct OptionVariant {
 // The defaults first; then each truth value, each choice of a list, and of a range of numbers one
 // more than the default (or the end of the range), with everything else as by default.
 std::vector<OptionVariant> OptionVariants(const qm_method& method);
+// Those alone that change an option of this type.
+std::vector<OptionVariant> OptionVariants(const qm_method& method, qm_option_type type);
 
 }  // namespace quantmill::check
 

@@ -17,18 +17,25 @@ const qm_reparametrize* ReparamTable(const Subject& subject) {
   return subject.Ext<qm_reparametrize>(QM_EXT_REPARAMETRIZE);
 }
 
-CallSetup Setup(const Subject& subject) {
+CallSetup ReparamSetup(const Subject& subject) {
   CallSetup setup;
-  setup.options = DefaultOptions(*subject.method);
+  setup.options = subject.options.empty() ? DefaultOptions(*subject.method) : subject.options;
   setup.seed = subject.seed;
   return setup;
 }
 
-const qm_reparam_info* InfoInput(CheckedCall& call, const Reparametrized& model) {
+// Tensors of a packed base are there for init and finalize alone.
+const qm_reparam_info* InfoInput(CheckedCall& call, const Reparametrized& model,
+                                 bool with_base_tensors = false) {
   qm_reparam_info info = {};
   info.struct_size = sizeof info;
   info.linear = call.Struct("the qm_linear_info", model.linear);
-  info.phase = QM_PHASE_BLOCK;
+  info.phase = model.phase;
+  if (model.base) {
+    PackedWeight base = *model.base;
+    if (!with_base_tensors) base.tensors.clear();
+    info.base = call.InputPacked(base);
+  }
   return call.Struct("the qm_reparam_info", info);
 }
 
@@ -82,10 +89,19 @@ std::optional<Verdict> CopyPlan(const qm_reparam_plan& plan, Reparametrized* out
   return std::nullopt;
 }
 
-// *accepted says whether plan() took the shape; *outcome how it refused.
-std::optional<Verdict> Plan(Subject& subject, Reparametrized* model, bool* accepted,
-                            std::string* outcome) {
-  CheckedCall call(subject, Setup(subject));
+}  // namespace
+
+Tensor Reparametrized::BaseInput(int64_t rows) const {
+  return kind == QM_REPARAM_WEIGHT ? layer.weight : layer.inputs.Rows(0, rows);
+}
+
+Shape Reparametrized::OutputShape(const Tensor& in) const {
+  return kind == QM_REPARAM_DELTA ? Shape{in.dim(0), layer.weight.dim(0)} : in.shape();
+}
+
+std::optional<Verdict> PlanReparam(Subject& subject, Reparametrized* model, bool* accepted,
+                                   std::string* outcome) {
+  CheckedCall call(subject, ReparamSetup(subject));
   const qm_reparam_info* info = InfoInput(call, *model);
   qm_reparam_plan empty = {};
   empty.struct_size = sizeof empty;
@@ -97,14 +113,15 @@ std::optional<Verdict> Plan(Subject& subject, Reparametrized* model, bool* accep
   return *accepted ? CopyPlan(*plan, model) : std::nullopt;
 }
 
-std::optional<Verdict> Init(Subject& subject, Reparametrized* model) {
-  CheckedCall call(subject, Setup(subject));
-  const qm_reparam_info* info = InfoInput(call, *model);
+std::optional<Verdict> InitReparam(Subject& subject, Reparametrized* model) {
+  CheckedCall call(subject, ReparamSetup(subject));
+  const qm_reparam_info* info = InfoInput(call, *model, /*with_base_tensors=*/true);
   const qm_tensor weight = call.Input("the weight", model->layer.weight);
   const StatInputs stats(call, subject, model->layer, model->stats);
   std::vector<qm_named_tensor> params = ParamOutputs(call, *model);
-  const qm_status code = Invoke(call, ReparamTable(subject)->init, info, &weight, stats.get(),
-                                params.data(), params.size());
+  const qm_status code =
+      Invoke(call, ReparamTable(subject)->init, info, model->base ? nullptr : &weight, stats.get(),
+             params.data(), params.size());
   if (auto verdict = call.Finish(code)) return verdict;
   if (code != QM_OK) {
     return Failed("QM-P-012", absl::StrCat("plan accepted, init refused: ", call.Outcome()));
@@ -122,16 +139,6 @@ std::optional<Verdict> Init(Subject& subject, Reparametrized* model) {
   return std::nullopt;
 }
 
-}  // namespace
-
-Tensor Reparametrized::BaseInput(int64_t rows) const {
-  return kind == QM_REPARAM_WEIGHT ? layer.weight : layer.inputs.Rows(0, rows);
-}
-
-Shape Reparametrized::OutputShape(const Tensor& in) const {
-  return kind == QM_REPARAM_DELTA ? Shape{in.dim(0), layer.weight.dim(0)} : in.shape();
-}
-
 std::optional<Verdict> Reparametrize(Subject& subject, Reparametrized* out) {
   constexpr int64_t kShapes[][2] = {{48, 64}, {64, 128}, {128, 256}, {32, 512}, {256, 1024}};
   const auto* table = ReparamTable(subject);
@@ -143,19 +150,19 @@ std::optional<Verdict> Reparametrize(Subject& subject, Reparametrized* out) {
   for (const auto& [rows, cols] : kShapes) {
     out->linear = LinearInfo(rows, cols);
     bool accepted = false;
-    if (auto verdict = Plan(subject, out, &accepted, &refusal)) return verdict;
+    if (auto verdict = PlanReparam(subject, out, &accepted, &refusal)) return verdict;
     if (!accepted) continue;
     auto layer = MakeSyntheticLayer(SyntheticKind::kGaussian, rows, cols, 2 * cols, subject.seed);
     if (!layer.ok()) return Failed("", std::string(layer.status().message()));
     out->layer = *std::move(layer);
-    return Init(subject, out);
+    return InitReparam(subject, out);
   }
   return Skipped(absl::StrCat("plan() accepts no linear from 48 x 64 to 256 x 1024: ", refusal));
 }
 
 std::optional<Verdict> Forward(Subject& subject, const Reparametrized& model, const Tensor& in,
                                ForwardResult* out, bool keep) {
-  CheckedCall call(subject, Setup(subject));
+  CheckedCall call(subject, ReparamSetup(subject));
   const qm_reparam_info* info = InfoInput(call, model);
   const qm_tensor x = call.Input("the input", in);
   const std::vector<qm_named_tensor> params = ParamInputs(call, model);
@@ -176,9 +183,9 @@ std::optional<Verdict> Forward(Subject& subject, const Reparametrized& model, co
 }
 
 std::optional<Verdict> Vjp(Subject& subject, const Reparametrized& model, const Tensor& in,
-                           const Tensor& saved, const Tensor& d_out, uint8_t fill, bool want_d_in,
-                           Gradients* out) {
-  CallSetup setup = Setup(subject);
+                           const Tensor& saved, const Tensor& d_out, uint8_t fill,
+                           const WantedGradients& wanted, Gradients* out) {
+  CallSetup setup = ReparamSetup(subject);
   setup.fill = fill;
   CheckedCall call(subject, setup);
   const qm_reparam_info* info = InfoInput(call, model);
@@ -188,17 +195,23 @@ std::optional<Verdict> Vjp(Subject& subject, const Reparametrized& model, const 
   const qm_tensor above = call.Input("d_out", d_out);
   qm_tensor d_in = call.Output("d_in", DType::kF32, in.shape());
   std::vector<qm_named_tensor> d_params = ParamOutputs(call, model);
+  for (size_t i = 0; i < d_params.size(); ++i) {
+    const bool want = wanted.d_params.empty() ? model.params[i].trainable : wanted.d_params[i];
+    if (!want) d_params[i].tensor = {};
+  }
   const qm_status code =
       Invoke(call, ReparamTable(subject)->vjp, info, &x, params.data(), params.size(), kept.data,
-             &above, want_d_in ? &d_in : nullptr, d_params.data());
+             &above, wanted.d_in ? &d_in : nullptr, d_params.data());
   if (auto verdict = call.Finish(code)) return verdict;
   if (code != QM_OK) return Failed("QM-P-012", "plan accepted, vjp refused: " + call.Outcome());
   out->d_params.clear();
   absl::StatusOr<Tensor> value = call.Read(d_in);
   if (!value.ok()) return Failed(kResult, std::string(value.status().message()));
   out->d_in = *std::move(value);
-  for (const qm_named_tensor& d_param : d_params) {
-    value = call.Read(d_param.tensor);
+  for (size_t i = 0; i < d_params.size(); ++i) {
+    value = d_params[i].tensor.data == nullptr
+                ? Tensor::HostZeros(DType::kF32, model.params[i].shape)
+                : call.Read(d_params[i].tensor);
     if (!value.ok()) return Failed(kResult, std::string(value.status().message()));
     out->d_params.push_back(*std::move(value));
   }
@@ -206,8 +219,8 @@ std::optional<Verdict> Vjp(Subject& subject, const Reparametrized& model, const 
 }
 
 std::optional<Verdict> Finalize(Subject& subject, const Reparametrized& model, Finalized* out) {
-  CheckedCall call(subject, Setup(subject));
-  const qm_reparam_info* info = InfoInput(call, model);
+  CheckedCall call(subject, ReparamSetup(subject));
+  const qm_reparam_info* info = InfoInput(call, model, /*with_base_tensors=*/true);
   const qm_tensor weight = call.Input("the weight", model.layer.weight);
   const std::vector<qm_named_tensor> params = ParamInputs(call, model);
   qm_packed packed = {};

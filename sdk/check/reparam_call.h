@@ -1,5 +1,5 @@
-// The functions of qm.reparametrize/1 as every case calls them: fenced, on a made-up layer with a
-// dense base. Tensors here are F32 on the host.
+// The functions of qm.reparametrize/1 as every case calls them: fenced, on a made-up layer. Tensors
+// here are F32 on the host.
 #ifndef QUANTMILL_SDK_CHECK_REPARAM_CALL_H_
 #define QUANTMILL_SDK_CHECK_REPARAM_CALL_H_
 
@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/formats/packed.h"
 #include "core/tensor/tensor.h"
 #include "sdk/check/case.h"
 #include "sdk/check/quantize_call.h"
@@ -24,8 +25,10 @@ struct Reparametrized {
     Tensor value;
   };
 
+  qm_reparam_phase phase = QM_PHASE_BLOCK;
   SyntheticLayer layer;
   qm_linear_info linear = {};
+  std::optional<PackedWeight> base;  // what the slot is packed as; else it is dense
   qm_reparam_kind kind = 0;
   std::vector<Param> params;
   PlanAnswer stats;  // only its `stats`: what init() wants
@@ -42,6 +45,12 @@ struct Reparametrized {
 // Plans and initialises on a layer whose shape plan() accepts; skipped when there is none, or when
 // a parameter is not F32.
 std::optional<Verdict> Reparametrize(Subject& subject, Reparametrized* out);
+// Its first half, for the linear, options, phase and base in *model: plan() alone. *accepted says
+// whether it took them; *outcome how it refused.
+std::optional<Verdict> PlanReparam(Subject& subject, Reparametrized* model, bool* accepted,
+                                   std::string* outcome);
+// Its second half: init(), on model->layer; over a packed base without a weight.
+std::optional<Verdict> InitReparam(Subject& subject, Reparametrized* model);
 
 struct ForwardResult {
   Tensor out;
@@ -53,12 +62,17 @@ std::optional<Verdict> Forward(Subject& subject, const Reparametrized& model, co
 
 struct Gradients {
   Tensor d_in;
-  std::vector<Tensor> d_params;  // one per parameter
+  std::vector<Tensor> d_params;  // one per parameter; zeros where it was not wanted
 };
-// All gradient memory holds bytes `fill` at first: 0 for zeros. want_d_in false: d_in is NULL.
+// Which gradients are asked for; the others are NULL.
+struct WantedGradients {
+  bool d_in = true;
+  std::vector<bool> d_params;  // empty: those of the trainable parameters
+};
+// All gradient memory holds bytes `fill` at first: 0 for zeros.
 std::optional<Verdict> Vjp(Subject& subject, const Reparametrized& model, const Tensor& in,
-                           const Tensor& saved, const Tensor& d_out, uint8_t fill, bool want_d_in,
-                           Gradients* out);
+                           const Tensor& saved, const Tensor& d_out, uint8_t fill,
+                           const WantedGradients& wanted, Gradients* out);
 
 // The dense weight that finalize() leaves, and whether it came packed.
 struct Finalized {

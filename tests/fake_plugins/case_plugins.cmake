@@ -26,6 +26,18 @@ quantmill_case_plugin(reparam_saves_too_much reparam_gain SAVES_TOO_MUCH)
 quantmill_case_plugin(reparam_overwrites reparam_gain OVERWRITES)
 quantmill_case_plugin(reparam_wrong_vjp reparam_gain WRONG_VJP)
 quantmill_case_plugin(reparam_wrong_finalize reparam_gain WRONG_FINALIZE)
+quantmill_case_plugin(reparam_bad_name reparam_gain BAD_NAME)
+quantmill_case_plugin(reparam_other_phase reparam_gain OTHER_PHASE)
+quantmill_case_plugin(reparam_restless_init reparam_gain RESTLESS_INIT)
+quantmill_case_plugin(reparam_needs_weight reparam_gain NEEDS_WEIGHT)
+quantmill_case_plugin(reparam_needs_gradient reparam_gain NEEDS_GRADIENT)
+quantmill_case_plugin(reparam_all_or_nothing reparam_gain ALL_OR_NOTHING)
+
+quantmill_case_plugin(adapter_right reparam_adapter)
+foreach(offence FORGETS_ALPHA DROPS_ALPHA NOT_JSON NO_TYPE TAKES_BROKEN TAKES_ALL UNKNOWN_OPTION)
+  string(TOLOWER ${offence} name)
+  quantmill_case_plugin(adapter_${name} reparam_adapter ${offence})
+endforeach()
 
 # For the cases of tuning: the tuner of tests/crash, misbehaving by default.
 quantmill_case_plugin(tune_right ../crash/tuner)

@@ -7,8 +7,15 @@
 static qm_status plan(qm_call* c, const qm_reparam_info* info, qm_reparam_plan* out) {
   qm_param* param = c->scratch(c, (qm_device){QM_CPU, 0}, sizeof *param);
   if (param == NULL) return c->fail(c, QM_RESOURCE_EXHAUSTED, "no scratch");
+  const char* name = "gain";
+#ifdef BAD_NAME
+  name = "gain.of.inputs";
+#endif
+#ifdef OTHER_PHASE
+  if (info->phase == QM_PHASE_END_TO_END) name = "factor";
+#endif
   *param =
-      (qm_param){"gain", {info->linear->in_features, 1, 1, 1}, 1.0, QM_F32, 1, QM_PARAM_TRAINABLE};
+      (qm_param){name, {info->linear->in_features, 1, 1, 1}, 1.0, QM_F32, 1, QM_PARAM_TRAINABLE};
   out->params = param;
   out->param_count = 1;
   out->saved_bytes_per_row = 4;
@@ -31,6 +38,13 @@ static qm_status init(qm_call* c, const qm_reparam_info* info, const qm_tensor* 
     gain[i] = 1.0f;
 #endif
   }
+#ifdef RESTLESS_INIT
+  static float inits = 0.0f;
+  gain[0] += 1e-7f * inits++;
+#endif
+#ifdef NEEDS_WEIGHT
+  if (weight == NULL) return c->fail(c, QM_INVALID_ARGUMENT, "no weight; hand one over");
+#endif
   return QM_OK;
 }
 
@@ -65,16 +79,21 @@ static qm_status vjp(qm_call* c, const qm_reparam_info* info, const qm_tensor* i
   const float *x = in->data, *gain = params[0].tensor.data, *above = d_out->data;
   float* d_gain = d_params[0].tensor.data;
   (void)c, (void)n, (void)saved;
+#ifdef ALL_OR_NOTHING
+  if (d_gain == NULL) return QM_OK;
+#endif
 #ifdef OVERWRITES
   memset(d_gain, 0, (size_t)cols * sizeof *d_gain);
 #endif
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = 0; i < cols; ++i) {
       const float d = above[r * cols + i];
-#ifdef WRONG_VJP
-      d_gain[i] += 0.5f * d * x[r * cols + i];
-#else
+#if defined(NEEDS_GRADIENT)
       d_gain[i] += d * x[r * cols + i];
+#elif defined(WRONG_VJP)
+      if (d_gain != NULL) d_gain[i] += 0.5f * d * x[r * cols + i];
+#else
+      if (d_gain != NULL) d_gain[i] += d * x[r * cols + i];
 #endif
       if (d_in != NULL) ((float*)d_in->data)[r * cols + i] += d * gain[i];
     }

@@ -67,10 +67,10 @@ static qm_status vjp(qm_call* c, const qm_reparam_info* info, const qm_tensor* i
       float d_middle = 0.0f;
       for (int64_t o = 0; o < m; ++o) {
         d_middle += above[r * m + o] * b[o * kRank + j];
-        d_b[o * kRank + j] += above[r * m + o] * middle[r * kRank + j];
+        if (d_b != NULL) d_b[o * kRank + j] += above[r * m + o] * middle[r * kRank + j];
       }
       for (int64_t i = 0; i < k; ++i) {
-        d_a[j * k + i] += d_middle * x[r * k + i];
+        if (d_a != NULL) d_a[j * k + i] += d_middle * x[r * k + i];
         if (d_in != NULL) ((float*)d_in->data)[r * k + i] += d_middle * a[j * k + i];
       }
     }

@@ -62,6 +62,8 @@ TEST_F(CasesTest, PluginsThatAreRightPass) {
     ExpectGood(fakes + plugin + ".so", "transform");
   }
   ExpectGood(fakes + "tune_right.so", "tune");
+  ExpectGood(fakes + "adapter_right.so", "adapter");
+  ExpectGood(fakes + "adapter_right.so", "reparam");
   for (const char* plugin : {"reparam_low_rank", "reparam_gain", "reparam_weight_gain"}) {
     SCOPED_TRACE(plugin);
     ExpectGood(fakes + plugin + ".so", "reparam");
@@ -109,6 +111,18 @@ TEST_F(CasesTest, FindWhatIsWrong) {
       {"reparam_saves_too_much", "reparam.saved_within_bound", "QM-P-014", "the saved bytes"},
       {"reparam_overwrites", "reparam.vjp_accumulates", "QM-C-009", "'gain' is overwritten"},
       {"reparam_wrong_vjp", "reparam.vjp_matches_differences", "QM-C-009", "'gain': vjp gives"},
+      {"reparam_bad_name", "reparam.same_params_in_both_phases", "QM-C-013", "'gain.of.inputs'"},
+      {"reparam_other_phase", "reparam.same_params_in_both_phases", "QM-C-013", "'factor'"},
+      {"reparam_restless_init", "reparam.same_init_twice", "QM-P-011", "'gain'"},
+      {"reparam_needs_weight", "reparam.over_packed_base", "QM-P-012", "no weight"},
+      {"reparam_all_or_nothing", "reparam.unwanted_gradients", "QM-C-009", "not wanted"},
+      {"adapter_forgets_alpha", "adapter.round_trip", "QM-C-014", "forward gives other bytes"},
+      {"adapter_drops_alpha", "adapter.round_trip", "QM-C-014", "written again"},
+      {"adapter_not_json", "adapter.round_trip", "QM-C-014", "no JSON object: alpha = 2"},
+      {"adapter_no_type", "adapter.round_trip", "QM-C-014", "'peft_type'"},
+      {"adapter_unknown_option", "adapter.round_trip", "QM-C-014", "'alfa'"},
+      {"adapter_takes_broken", "adapter.refuses_foreign", "QM-C-014", "an error is expected"},
+      {"adapter_takes_all", "adapter.refuses_foreign", "QM-C-014", "of another kind"},
       {"reparam_wrong_finalize", "reparam.finalize_agrees", "QM-C-010", "NMSE"},
   };
   for (const Offence& offence : kOffences) {

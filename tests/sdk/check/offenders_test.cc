@@ -88,6 +88,11 @@ INSTANTIATE_TEST_SUITE_P(Tune, OffendersTest,
                          testing::Values(Offence{"tune_overwrite", "tune.results_fit",
                                                  State::kFailed, "QM-P-004", "'scale'"}));
 
+INSTANTIATE_TEST_SUITE_P(Reparam, OffendersTest,
+                         testing::Values(Offence{"reparam_needs_gradient",
+                                                 "reparam.unwanted_gradients", State::kCrashed,
+                                                 "QM-P-014", "SIGSEGV"}));
+
 INSTANTIATE_TEST_SUITE_P(
     Abi, OffendersTest,
     testing::Values(
