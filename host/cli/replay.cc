@@ -83,6 +83,12 @@ std::string Tail(const CrashBundle& bundle, const ReplayResult& replay) {
   if (bundle.plans()) return text + "\n";
   const TrialResult& r = replay.result;
   const std::string scratch = FormatBytes(static_cast<int64_t>(r.scratch_bytes));
+  if (r.tuned >= 0) {
+    return absl::StrCat(text, ": ", r.tuned, " linears tuned, ", r.edits, " edits, error of the ",
+                        "block ", r.loss_before, " before, ", r.loss_after, " after",
+                        r.loss_after <= r.loss_before ? "" : " (a run keeps what was packed)", ", ",
+                        r.seconds, " s, scratch ", scratch, "\n");
+  }
   if (r.edits >= 0) {
     return absl::StrCat(text, ": ", r.edits, " edits, ", r.seconds, " s, scratch ", scratch, "\n");
   }
@@ -144,9 +150,10 @@ Command MakeReplayCommand() {
   command.notes =
       "A run keeps the inputs of a call that fails or, at the second attempt, of one that crashes\n"
       "or hangs (no sign of life for $QM_HANG_SECONDS, by default 300), below crash/ in its work\n"
-      "directory. plan() is asked again, then run() gets the same weight (a transform: the block "
-      "and\n"
-      "its inputs), statistics, options and seed. Exit code 0 if that succeeds now, 1 if it fails "
+      "directory. plan() is asked again, then run() gets the same weight (a transform or a tuning: "
+      "the block\n"
+      "and its inputs), statistics, options and seed. Exit code 0 if that succeeds now, 1 if it "
+      "fails "
       "in\n"
       "any way.";
   command.run = RunReplayCommand;

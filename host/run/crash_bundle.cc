@@ -11,6 +11,7 @@
 #include "core/io/safetensors_reader.h"
 #include "core/io/sha256.h"
 #include "host/run/bundle_files.h"
+#include "host/run/tune_bundle.h"
 
 namespace quantmill {
 namespace {
@@ -95,10 +96,13 @@ absl::StatusOr<CrashBundle> ReadCrashBundle(const std::string& directory) {
   bundle.seed = fields.Unsigned("seed");
   bundle.options = fields.Options("options");
   QM_RETURN_IF_ERROR(fields.status());
-  if (bundle.function == kTransformPlanFunction || bundle.function == kTransformRunFunction) {
-    QM_ASSIGN_OR_RETURN(BundledBlock block,
-                        ReadBundledBlock(directory, json, bundle.scale_dtype,
-                                         bundle.function == kTransformRunFunction));
+  if (bundle.function == kTransformPlanFunction || bundle.function == kTransformRunFunction ||
+      bundle.tunes()) {
+    QM_ASSIGN_OR_RETURN(BundledBlock block, ReadBundledBlock(directory, json, bundle.scale_dtype,
+                                                             /*with_tensors=*/!bundle.plans()));
+    if (bundle.tunes()) {
+      QM_RETURN_IF_ERROR(ReadTuneParts(directory, json, !bundle.plans(), &block));
+    }
     bundle.block = std::make_shared<const BundledBlock>(std::move(block));
     return bundle;
   }

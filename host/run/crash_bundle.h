@@ -3,7 +3,7 @@
 //   call.json               which plugin, function, layer, options, seed, device (written last)
 //   weight.safetensors      "weight", F32 [out, in]           } not for plan(), which sees no
 //   statistics.safetensors  by id, as handed to the plugin    } tensors
-// Of a call that transforms a block: host/run/transform_bundle.h.
+// Of a call that transforms or tunes a block: host/run/transform_bundle.h, tune_bundle.h.
 #ifndef QUANTMILL_HOST_RUN_CRASH_BUNDLE_H_
 #define QUANTMILL_HOST_RUN_CRASH_BUNDLE_H_
 
@@ -19,6 +19,7 @@
 #include "core/tensor/backend.h"
 #include "host/run/method_runner.h"
 #include "host/run/transform_bundle.h"
+#include "host/run/tune_runner.h"
 #include "nlohmann/json.hpp"
 
 namespace quantmill {
@@ -27,12 +28,12 @@ inline constexpr char kPlanFunction[] = "quantize-linear.plan";
 inline constexpr char kRunFunction[] = "quantize-linear.run";
 
 struct CrashBundle {
-  std::string function;  // kPlanFunction or kRunFunction, or those of a transform
+  std::string function;  // kPlanFunction or kRunFunction, or those of a transform or a tuning
   std::string method, version;
   std::string plugin_path, plugin_sha256;  // of the file that was called
   std::string stage;
   std::string device;  // "cpu", "cuda:0"
-  // Of a transform: has the name of the block only.
+  // Of a transform or a tuning: has the name of the block only.
   LinearSlot slot;
   DType weight_dtype = DType::kF32, scale_dtype = DType::kF16;
   uint64_t seed = 0;
@@ -41,9 +42,13 @@ struct CrashBundle {
   Tensor weight;                        // on the host
   std::vector<NamedTensor> statistics;  // by StatId, on the host
   int64_t row_count = 0;
-  // What a transform was given in place of weight and statistics; else null.
+  // What a transform or a tuning was given in place of weight and statistics; else null.
   std::shared_ptr<const BundledBlock> block;
-  bool plans() const { return function == kPlanFunction || function == kTransformPlanFunction; }
+  bool tunes() const { return function == kTunePlanFunction || function == kTuneRunFunction; }
+  bool plans() const {
+    return function == kPlanFunction || function == kTransformPlanFunction ||
+           function == kTunePlanFunction;
+  }
 };
 
 // What call.json says of a call, but for the plugin's digest and the number of rows.

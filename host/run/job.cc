@@ -110,7 +110,8 @@ class Job {
     runner_ = std::make_unique<MethodRunner>(*backend_, words_.get(), sink_);
     transforms_ = std::make_unique<TransformRunner>(*backend_, words_.get(), sink_,
                                                     plan_.pipeline.model_path + "/config.json");
-    tuning_ = std::make_unique<TuneRunner>(*backend_, words_.get(), sink_);
+    tuning_ = std::make_unique<TuneRunner>(*backend_, words_.get(), sink_,
+                                           plan_.pipeline.model_path + "/config.json");
     training_ = std::make_unique<ReparamCalls>(*backend_, words_.get(), sink_);
     absl::Status status = PlanMethods();
     return status.ok() ? status : RefusedError(status);

@@ -151,7 +151,8 @@ nlohmann::json DescribeTransformCall(const LoadedMethod& method, const std::stri
   const TransformBlock& block = *task.block;
   nlohmann::json linears = nlohmann::json::array(), dtypes = linears, roundings = linears;
   for (size_t i = 0; i < block.slots.size(); ++i) {
-    const qm_next_rounding& next = block.next_roundings[i];
+    qm_next_rounding next = {};
+    if (!block.next_roundings.empty()) next = block.next_roundings[i];
     linears.push_back(block.slots[i].name);
     dtypes.push_back(std::string(DTypeName(block.weight_dtypes[i])));
     roundings.push_back({next.bits, next.symmetric, next.group_size});

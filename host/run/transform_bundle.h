@@ -39,6 +39,7 @@ struct BundledBlock {
   std::map<int, int64_t> row_counts;    // by input group
   std::vector<Tensor> windows;          // the first of `window_count`; [length, hidden] on the host
   int64_t window_count = 0;
+  std::vector<PackedWeight> packed;  // of a tuning: per linear, on the host (tune_bundle.h)
   // All that run() sees was kept.
   bool complete() const { return window_count == static_cast<int64_t>(windows.size()); }
 

@@ -7,28 +7,11 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "host/run/call_parts.h"
+#include "host/run/tune_bundle.h"
 #include "host/worker/invoke.h"
 
 namespace quantmill {
 namespace {
-
-constexpr char kTunePlan[] = "block-tune.plan";
-constexpr char kTuneRun[] = "block-tune.run";
-
-nlohmann::json WordsOf(const LoadedMethod& method, const std::string& stage, const std::string& key,
-                       const char* function, const TuneTask& task) {
-  // Without options: no bundle of a block's call can be repeated.
-  return {{"plugin", method.method->id},
-          {"version", method.method->version},
-          {"path", method.path},
-          {"function", function},
-          {"stage", stage},
-          {"key", key},
-          {"slot", task.block->name},
-          {"slots", nlohmann::json::array({task.block->name})},
-          {"shape", absl::StrCat("[", task.block->slots.size(), " linears]")},
-          {"seed", task.seed}};
-}
 
 // The packed weights as the plugin sees them; dense slots have no format, and behind them are the
 // other tensors.
@@ -71,10 +54,11 @@ absl::Status CheckReplacement(const NamedTensor& fresh, const Tensor* old) {
 
 }  // namespace
 
-TuneRunner::TuneRunner(Backend& backend, LastWords* words, EventSink sink)
+TuneRunner::TuneRunner(Backend& backend, LastWords* words, EventSink sink, std::string config_file)
     : backend_(backend),
       words_(words),
       sink_(std::move(sink)),
+      config_file_(std::move(config_file)),
       log_([this](int32_t severity, const std::string& text) {
         sink_({{"type", "log"}, {"severity", severity}, {"text", text}});
       }) {}
@@ -89,6 +73,25 @@ CallSettings TuneRunner::Settings(const LoadedMethod& method, const std::string&
   return settings;
 }
 
+nlohmann::json TuneRunner::Words(const LoadedMethod& method, const RunContext& context,
+                                 const char* function, const TuneTask& task) const {
+  nlohmann::json words =
+      DescribeTuneCall(method, context.stage, function, task, backend_, config_file_);
+  words["key"] = context.key;
+  words["slots"] = nlohmann::json::array({task.block->name});
+  words["shape"] = absl::StrCat("[", task.block->slots.size(), " linears]");
+  if (context.bundle) words["bundle"] = context.BundleOf(task.block->name);
+  return words;
+}
+
+absl::Status TuneRunner::SaveCall(const LoadedMethod& method, const RunContext& context,
+                                  const TuneTask& task) {
+  return WriteTuneBundle(
+      context.BundleOf(task.block->name), backend_,
+      DescribeTuneCall(method, context.stage, kTuneRunFunction, task, backend_, config_file_),
+      task);
+}
+
 absl::StatusOr<std::optional<TunePlan>> TuneRunner::Plan(const LoadedMethod& method,
                                                          const std::string& stage,
                                                          const TransformBlock& block,
@@ -101,8 +104,10 @@ absl::StatusOr<std::optional<TunePlan>> TuneRunner::Plan(const LoadedMethod& met
   TuneTask task;
   task.block = &block;
   task.options = &options;
-  const LastWordsMark mark(words_, WordsOf(method, stage, "", kTunePlan, task));
-  PluginCall call(backend_, Settings(method, stage, kTunePlan, task));
+  RunContext context;
+  context.stage = stage;
+  const LastWordsMark mark(words_, Words(method, context, kTunePlanFunction, task));
+  PluginCall call(backend_, Settings(method, stage, kTunePlanFunction, task));
   const BlockView view(block, {});
   qm_quant_plan out = {};
   out.struct_size = sizeof(out);
@@ -137,10 +142,15 @@ absl::Status TuneRunner::TakeTuned(PluginCall& call, const TuneTask& task, TuneO
   return absl::OkStatus();
 }
 
-TuneOutcome TuneRunner::Run(const LoadedMethod& method, const std::string& stage,
-                            const std::string& key, const TuneTask& task) {
+TuneOutcome TuneRunner::Run(const LoadedMethod& method, const RunContext& context,
+                            const TuneTask& task) {
   const auto* table = method.Ext<qm_block_tune>(QM_EXT_BLOCK_TUNE);
-  CallSettings settings = Settings(method, stage, kTuneRun, task);
+  TuneOutcome outcome;
+  if (context.bundle) {
+    outcome.status = SaveCall(method, context, task);
+    if (!outcome.status.ok()) return outcome;
+  }
+  CallSettings settings = Settings(method, context.stage, kTuneRunFunction, task);
   const std::string what = settings.what;
   if (task.plan->scratch_bytes > 0) {
     settings.scratch_limit = task.plan->scratch_bytes + kScratchSlack;
@@ -148,10 +158,9 @@ TuneOutcome TuneRunner::Run(const LoadedMethod& method, const std::string& stage
   PluginCall call(backend_, std::move(settings));
   const BlockView view(*task.block, task.weights);
   const PackedViews packed(task);
-  TuneOutcome outcome;
   const qm_edit* edits = nullptr;
   uint64_t count = 0;
-  LastWordsMark mark(words_, WordsOf(method, stage, key, kTuneRun, task));
+  LastWordsMark mark(words_, Words(method, context, kTuneRunFunction, task));
   outcome.status = Invoke(call, table->run, view.get(), packed.get(), &edits, &count);
   outcome.scratch_peak = call.scratch_peak_bytes();
   if (!outcome.status.ok()) {

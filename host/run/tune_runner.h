@@ -4,6 +4,7 @@
 #define QUANTMILL_HOST_RUN_TUNE_RUNNER_H_
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,6 +14,8 @@
 #include "core/calib/block_trials.h"
 #include "core/formats/packed.h"
 #include "core/model/block_edits.h"
+#include "core/model/config.h"
+#include "core/model/weights.h"
 #include "core/tensor/backend.h"
 #include "host/plugins/registry.h"
 #include "host/run/block_view.h"
@@ -21,6 +24,9 @@
 #include "host/supervisor/process.h"
 
 namespace quantmill {
+
+inline constexpr char kTunePlanFunction[] = "block-tune.plan";
+inline constexpr char kTuneRunFunction[] = "block-tune.run";
 
 // What plan() said about tuning a block.
 struct TunePlan {
@@ -37,6 +43,11 @@ struct TuneTask {
   std::vector<NamedTensor> others;   // norms and biases of the block, F32 on the device
   uint64_t seed = 0;
   BlockTrials* trials = nullptr;
+  // What the trials run on, to be written down if the call fails.
+  const ModelConfig* config = nullptr;
+  const BlockWeights* dense = nullptr;
+  int64_t windows = 0;
+  std::function<absl::StatusOr<Tensor>(int64_t window)> inputs;
 };
 
 struct TuneOutcome {
@@ -50,25 +61,33 @@ struct TuneOutcome {
 
 class TuneRunner {
  public:
-  // `words` may be null. Both must outlive this object.
-  TuneRunner(Backend& backend, LastWords* words, EventSink sink);
+  // `words` may be null. Both must outlive this object. `config_file`: the model's config.json,
+  // named to who survives a call that crashes.
+  TuneRunner(Backend& backend, LastWords* words, EventSink sink, std::string config_file);
 
   // nullopt: the method wants no tuning with these options.
   absl::StatusOr<std::optional<TunePlan>> Plan(const LoadedMethod& method, const std::string& stage,
                                                const TransformBlock& block,
                                                const ResolvedOptions& options);
-  // `key`: UnitKeys::attempt, for remembering a crash.
-  TuneOutcome Run(const LoadedMethod& method, const std::string& stage, const std::string& key,
-                  const TuneTask& task);
+  // Writes the call's inputs to context.BundleOf(block) first if context.bundle says so.
+  TuneOutcome Run(const LoadedMethod& method, const RunContext& context, const TuneTask& task);
+
+  // Writes the inputs of run() to context.BundleOf(block), to be called again from there
+  // (host/run/tune_bundle.h).
+  absl::Status SaveCall(const LoadedMethod& method, const RunContext& context,
+                        const TuneTask& task);
 
  private:
   CallSettings Settings(const LoadedMethod& method, const std::string& stage, const char* function,
                         const TuneTask& task);
+  nlohmann::json Words(const LoadedMethod& method, const RunContext& context, const char* function,
+                       const TuneTask& task) const;
   absl::Status TakeTuned(PluginCall& call, const TuneTask& task, TuneOutcome* outcome);
 
   Backend& backend_;
   LastWords* words_;
   EventSink sink_;
+  std::string config_file_;
   PluginLog log_;
 };
 

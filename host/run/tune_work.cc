@@ -1,22 +1,19 @@
 #include "host/run/tune_work.h"
 
 #include <algorithm>
-#include <cmath>
+#include <filesystem>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/clock.h"
 #include "core/base/status.h"
-#include "core/formats/distortion.h"
 #include "host/run/fingerprint.h"
 #include "host/run/transform_work.h"
+#include "host/run/tune_parts.h"
 #include "host/run/unit_source.h"
 
 namespace quantmill {
 namespace {
-
-// Windows on which a block is compared before and after: enough to tell better from worse.
-constexpr int64_t kComparedWindows = 8;
 
 // What the stage's own method packed; a fallback's slots are of another format.
 const PackedWeight* PackedByStage(const TuneWork& work, const std::string& slot) {
@@ -32,15 +29,22 @@ const PackedWeight* PackedByStage(const TuneWork& work, const std::string& slot)
 
 }  // namespace
 
-absl::Status TuneWorker::RefuseCrashed(const TuneWork& work) const {
-  const std::string& block = BlockOf(work).name;
-  const auto same = [&](const CrashRecord& crash) {
-    return crash.key == work.keys.attempt && crash.Covers(block);
-  };
-  const auto& crashes = in_.journal->crashes;
-  if (std::count_if(crashes.begin(), crashes.end(), same) < kCallAttempts) return absl::OkStatus();
-  return absl::AbortedError(absl::StrCat(std::find_if(crashes.begin(), crashes.end(), same)->how,
-                                         ", twice; not tried again"));
+int TuneWorker::Crashes(const TuneWork& work, std::string* how) const {
+  int count = 0;
+  for (const CrashRecord& crash : in_.journal->crashes) {
+    if (crash.key != work.keys.attempt || !crash.Covers(BlockOf(work).name)) continue;
+    ++count;
+    *how = crash.how;
+  }
+  return count;
+}
+
+RunContext TuneWorker::ContextFor(const TuneWork& work) const {
+  RunContext context;
+  context.stage = work.stage->stage->name;
+  context.key = work.keys.attempt;
+  context.crash_dir = absl::StrCat(in_.work_dir, "/crash/", work.keys.attempt);
+  return context;
 }
 
 absl::StatusOr<TuneTask> TuneWorker::MakeTask(const TuneWork& work, BlockTrials* trials) {
@@ -51,24 +55,12 @@ absl::StatusOr<TuneTask> TuneWorker::MakeTask(const TuneWork& work, BlockTrials*
   task.options = &work.stage->OptionsOf(work.slots[0]);
   task.seed = SlotSeed(in_.plan->pipeline.seed, work.stage->stage->name, part.block.name);
   task.trials = trials;
-  const auto in_f32 = [this](const Tensor& tensor) -> absl::StatusOr<Tensor> {
-    QM_ASSIGN_OR_RETURN(Tensor copy, in_.backend->Allocate(DType::kF32, tensor.shape()));
-    QM_RETURN_IF_ERROR(in_.backend->Copy(tensor, &copy));
-    return copy;
-  };
-  std::set<std::string> weights;
-  for (const LinearSlot& slot : BlockSlots(in_.plan->config, part.block.block)) {
-    weights.insert(slot.name + ".weight");
-  }
-  const BlockTensors tensors(in_.plan->config, part.block.block, &work.state->dense());
-  for (const auto& [name, tensor] : tensors.all()) {
-    if (weights.contains(name)) continue;
-    QM_ASSIGN_OR_RETURN(Tensor other, in_f32(*tensor));
-    task.others.push_back({name, std::move(other)});
-  }
+  task.config = &in_.plan->config;
+  task.dense = &work.state->dense();
+  task.windows = work.calibration->windows();
+  task.inputs = [&work](int64_t window) { return work.calibration->Input(window, false); };
+  QM_RETURN_IF_ERROR(AddDenseParts(in_.plan->config, *task.dense, *in_.backend, &task));
   for (const LinearSlot& slot : part.block.slots) {
-    QM_ASSIGN_OR_RETURN(Tensor weight, in_f32(work.state->dense().At(slot)->dense));
-    task.weights.push_back(std::move(weight));
     PackedWeight& packed = task.packed.emplace_back();
     if (const PackedWeight* made = PackedByStage(work, slot.name); made != nullptr) packed = *made;
     for (NamedTensor& named : packed.tensors) {
@@ -78,97 +70,56 @@ absl::StatusOr<TuneTask> TuneWorker::MakeTask(const TuneWork& work, BlockTrials*
   return task;
 }
 
-absl::Status TuneWorker::Check(const TuneWork& work, const TuneTask& task,
-                               const TuneOutcome& outcome, std::set<std::string>* changed) const {
-  for (size_t i = 0; i < outcome.tuned.size(); ++i) {
-    if (!outcome.tuned[i]) continue;
-    QM_RETURN_IF_ERROR(
-        WithContext(in_.formats->Check(*outcome.tuned[i]), task.block->slots[i].name));
-  }
-  const BlockEditor& editor = *work.state->editor();
-  const std::vector<LinearSlot> slots = BlockSlots(in_.plan->config, work.state->index());
-  BlockWeights trial = work.state->dense();
-  for (const BlockEdit& edit : outcome.edits) {
-    const bool weight = std::any_of(slots.begin(), slots.end(), [&](const LinearSlot& slot) {
-      return edit.target == slot.name + ".weight";
-    });
-    if (edit.kind != EditKind::kReplace || weight) {
-      return absl::InvalidArgumentError(absl::StrCat("edit '", std::string(EditName(edit.kind)),
-                                                     "' of ", edit.target,
-                                                     ": tuning may replace norms and biases only"));
-    }
-    QM_RETURN_IF_ERROR(editor.Check(edit));
-    QM_RETURN_IF_ERROR(editor.Apply(edit, &trial, changed).status());
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<double> TuneWorker::Loss(const TuneTask& task,
-                                        const std::vector<const PackedWeight*>& packed,
-                                        const std::vector<BlockEdit>& edits) {
-  std::vector<TensorOverride> overrides;
-  for (size_t i = 0; i < packed.size(); ++i) {
-    if (packed[i]->format_id.empty()) continue;
-    TensorOverride& item = overrides.emplace_back();
-    item.name = task.block->slots[i].name + ".weight";
-    QM_ASSIGN_OR_RETURN(item.value, DequantizeOn(*in_.backend, *in_.formats, *packed[i],
-                                                 in_.backend->activation_dtype()));
-  }
-  for (const BlockEdit& edit : edits) overrides.push_back({edit.target, edit.value});
-  return task.trials->Loss("", 0, std::min(kComparedWindows, task.trials->windows()), overrides);
-}
-
-absl::StatusOr<double> TuneWorker::WeightError(const Tensor& weight, const PackedWeight& packed) {
-  QM_ASSIGN_OR_RETURN(const Tensor dequantized,
-                      DequantizeOn(*in_.backend, *in_.formats, packed, DType::kF32));
-  QM_ASSIGN_OR_RETURN(Tensor reference, Tensor::Host(DType::kF32, weight.shape()));
-  QM_ASSIGN_OR_RETURN(Tensor approximate, Tensor::Host(DType::kF32, weight.shape()));
-  QM_RETURN_IF_ERROR(in_.backend->Copy(weight, &reference));
-  QM_RETURN_IF_ERROR(in_.backend->Copy(dequantized, &approximate));
-  QM_ASSIGN_OR_RETURN(const Distortion distortion, MeasureDistortion(reference, approximate));
-  if (distortion.finite) return distortion.nmse();
-  return absl::InternalError("a tuned weight dequantizes to values that are not finite");
-}
-
-absl::StatusOr<TuneWorker::Comparison> TuneWorker::Compare(const TuneTask& task,
-                                                           const TuneOutcome& outcome) {
-  std::vector<const PackedWeight*> before, after;
-  Comparison comparison;
-  for (size_t i = 0; i < task.packed.size(); ++i) {
-    before.push_back(&task.packed[i]);
-    after.push_back(outcome.tuned[i] ? &*outcome.tuned[i] : &task.packed[i]);
-    double& error = comparison.weight_nmse.emplace_back(0);
-    if (!outcome.tuned[i]) continue;
-    QM_ASSIGN_OR_RETURN(error, WeightError(task.weights[i], *outcome.tuned[i]));
-  }
-  QM_ASSIGN_OR_RETURN(comparison.loss_before, Loss(task, before, {}));
-  QM_ASSIGN_OR_RETURN(comparison.loss_after, Loss(task, after, outcome.edits));
-  return comparison;
-}
-
-absl::Status TuneWorker::Attempt(const TuneWork& work, TuneOutcome* outcome, Comparison* comparison,
-                                 TuneResult* result) {
+absl::Status TuneWorker::Attempt(const TuneWork& work, TuneOutcome* outcome,
+                                 TuneComparison* comparison, TuneResult* result) {
   const PreparedStage::Part& part = work.stage->parts.at(work.state->index());
-  QM_RETURN_IF_ERROR(RefuseCrashed(work));
+  const LoadedMethod& method = work.stage->method.loaded;
+  RunContext context = ContextFor(work);
+  const std::string bundle = context.BundleOf(part.block.name);
+  std::string how;
+  const int crashes = Crashes(work, &how);
+  if (crashes >= kCallAttempts) {
+    return absl::AbortedError(absl::StrCat(how, ", twice; not tried again", ReplayHint(bundle)));
+  }
+  context.bundle = crashes > 0;
   BlockTrials trials(
       *in_.backend, in_.plan->config, part.block.block, work.state->dense(),
       work.calibration->windows(),
       [&work](int64_t window) { return work.calibration->Input(window, false); }, kTrialCacheBytes);
   QM_ASSIGN_OR_RETURN(const TuneTask task, MakeTask(work, &trials));
-  *outcome =
-      runner_.Run(work.stage->method.loaded, work.stage->stage->name, work.keys.attempt, task);
-  QM_RETURN_IF_ERROR(outcome->status);
+  *outcome = runner_.Run(method, context, task);
+  const absl::Status status = Judge(work, task, *outcome, comparison, result);
+  if (status.ok()) {
+    std::error_code error;
+    if (context.bundle) std::filesystem::remove_all(bundle, error);
+    return status;
+  }
+  if (IsDeviceLost(status)) return status;
+  // The bundle is a help for the plugin's author; the failure matters more than its own.
+  if (failure_bundles_++ < kMostFailureBundles) {
+    runner_.SaveCall(method, context, task).IgnoreError();
+  }
+  return absl::Status(status.code(), absl::StrCat(status.message(), ReplayHint(bundle)));
+}
+
+absl::Status TuneWorker::Judge(const TuneWork& work, const TuneTask& task,
+                               const TuneOutcome& outcome, TuneComparison* comparison,
+                               TuneResult* result) {
+  QM_RETURN_IF_ERROR(outcome.status);
   const std::string context =
       absl::StrCat("stage ", work.stage->stage->name, ", plugin ",
-                   work.stage->method.loaded.method->id, ", ", part.block.name);
-  QM_RETURN_IF_ERROR(WithContext(Check(work, task, *outcome, &result->changed), context));
-  QM_ASSIGN_OR_RETURN(*comparison, Compare(task, *outcome));
+                   work.stage->method.loaded.method->id, ", ", task.block->name);
+  QM_RETURN_IF_ERROR(
+      WithContext(CheckTuned(in_.plan->config, *work.state->editor(), work.state->dense(),
+                             *in_.formats, task, outcome, &result->changed),
+                  context));
+  QM_ASSIGN_OR_RETURN(*comparison, CompareTuned(*in_.backend, *in_.formats, task, outcome));
   return absl::OkStatus();
 }
 
 void TuneWorker::AddRecords(const TuneWork& work, const TuneOutcome& outcome,
-                            const Comparison& comparison, double seconds, const std::string& error,
-                            TuneResult* result) const {
+                            const TuneComparison& comparison, double seconds,
+                            const std::string& error, TuneResult* result) const {
   const std::vector<LinearSlot>& slots = BlockOf(work).slots;
   for (size_t i = 0; i < slots.size(); ++i) {
     const auto& made = work.packed->slots;
@@ -195,7 +146,7 @@ absl::StatusOr<TuneResult> TuneWorker::Run(const TuneWork& work) {
   const PlannedStage& stage = *work.stage->stage;
   const std::string& block = BlockOf(work).name;
   TuneOutcome outcome;
-  Comparison comparison;
+  TuneComparison comparison;
   TuneResult result;
   const std::vector<LinearSlot>& slots = BlockOf(work).slots;
   const bool any = std::any_of(slots.begin(), slots.end(), [&](const LinearSlot& slot) {
@@ -210,7 +161,7 @@ absl::StatusOr<TuneResult> TuneWorker::Run(const TuneWork& work) {
       return failure;
     }
     error = absl::StrCat(failure.message());
-  } else if (!(comparison.loss_after <= comparison.loss_before)) {
+  } else if (!comparison.better()) {
     error = absl::StrCat("tuning made the block worse: mean squared error ", comparison.loss_after,
                          " after ", comparison.loss_before);
   }

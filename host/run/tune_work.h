@@ -14,6 +14,7 @@
 #include "core/calib/calibration.h"
 #include "host/run/block_state.h"
 #include "host/run/slot_work.h"
+#include "host/run/tune_parts.h"
 #include "host/run/tune_runner.h"
 
 namespace quantmill {
@@ -43,31 +44,25 @@ class TuneWorker {
   absl::StatusOr<TuneResult> Run(const TuneWork& work);
 
  private:
-  // What tuning changed, measured.
-  struct Comparison {
-    double loss_before = -1, loss_after = -1;
-    std::vector<double> weight_nmse;  // per slot, after; of tuned ones
-  };
-  absl::Status RefuseCrashed(const TuneWork& work) const;
+  // Calls of this block that ended with the process; *how: the last one's.
+  int Crashes(const TuneWork& work, std::string* how) const;
+  RunContext ContextFor(const TuneWork& work) const;
   absl::StatusOr<TuneTask> MakeTask(const TuneWork& work, BlockTrials* trials);
-  absl::Status Check(const TuneWork& work, const TuneTask& task, const TuneOutcome& outcome,
-                     std::set<std::string>* changed) const;
-  // Of the block with these packed weights and edits, on the first windows.
-  absl::StatusOr<double> Loss(const TuneTask& task, const std::vector<const PackedWeight*>& packed,
-                              const std::vector<BlockEdit>& edits);
-  absl::StatusOr<Comparison> Compare(const TuneTask& task, const TuneOutcome& outcome);
-  absl::StatusOr<double> WeightError(const Tensor& weight, const PackedWeight& packed);
-  // Calls the method and judges what it made.
-  absl::Status Attempt(const TuneWork& work, TuneOutcome* outcome, Comparison* comparison,
+  // Calls the method and judges what it made; the inputs of a call that failed are kept.
+  absl::Status Attempt(const TuneWork& work, TuneOutcome* outcome, TuneComparison* comparison,
                        TuneResult* result);
-  void AddRecords(const TuneWork& work, const TuneOutcome& outcome, const Comparison& comparison,
-                  double seconds, const std::string& error, TuneResult* result) const;
+  absl::Status Judge(const TuneWork& work, const TuneTask& task, const TuneOutcome& outcome,
+                     TuneComparison* comparison, TuneResult* result);
+  void AddRecords(const TuneWork& work, const TuneOutcome& outcome,
+                  const TuneComparison& comparison, double seconds, const std::string& error,
+                  TuneResult* result) const;
   const TransformBlock& BlockOf(const TuneWork& work) const {
     return work.stage->parts.at(work.state->index()).block;
   }
 
   SlotWorkInputs in_;
   TuneRunner& runner_;
+  int failure_bundles_ = 0;
 };
 
 }  // namespace quantmill

@@ -34,21 +34,24 @@ absl::StatusOr<Statistics> StatisticsFor(const CrashBundle& bundle, const SlotPl
   return statistics;
 }
 
-absl::StatusOr<TrialResult> CallTransform(const CrashBundle& bundle, const ReplayRequest& request,
-                                          TrialSession& session) {
+absl::StatusOr<TrialResult> CallOnBlock(const CrashBundle& bundle, const ReplayRequest& request,
+                                        TrialSession& session) {
   TransformTrial call;
   call.stage = bundle.stage;
   call.block = bundle.block.get();
   call.options = request.options;
   call.seed = bundle.seed;
-  if (!bundle.plans()) return session.CallTransform(call);
-  QM_RETURN_IF_ERROR(session.PlanTransform(call).status());
+  if (!bundle.plans()) {
+    return bundle.tunes() ? session.CallTuning(call) : session.CallTransform(call);
+  }
+  QM_RETURN_IF_ERROR(bundle.tunes() ? session.PlanTuning(call).status()
+                                    : session.PlanTransform(call).status());
   return TrialResult();
 }
 
 absl::StatusOr<TrialResult> Call(const CrashBundle& bundle, const ReplayRequest& request,
                                  TrialSession& session) {
-  if (bundle.block != nullptr) return CallTransform(bundle, request, session);
+  if (bundle.block != nullptr) return CallOnBlock(bundle, request, session);
   TrialCall call;
   call.stage = bundle.stage;
   call.slot = bundle.slot;

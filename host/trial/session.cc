@@ -14,6 +14,7 @@
 #include "host/run/backend.h"
 #include "host/run/edit_check.h"
 #include "host/run/transform_work.h"
+#include "host/run/tune_parts.h"
 #include "host/run/unit_source.h"
 
 namespace quantmill {
@@ -57,6 +58,14 @@ TrialSetup TrialSetupFromJson(const nlohmann::json& json) {
 }
 
 nlohmann::ordered_json ToJson(const TrialResult& result) {
+  if (result.tuned >= 0) {
+    return {{"tuned", result.tuned},
+            {"edits", result.edits},
+            {"loss_before", result.loss_before},
+            {"loss_after", result.loss_after},
+            {"seconds", result.seconds},
+            {"scratch_bytes", result.scratch_bytes}};
+  }
   if (result.edits >= 0) {
     return {{"edits", result.edits},
             {"seconds", result.seconds},
@@ -80,6 +89,9 @@ TrialResult TrialResultFromJson(const nlohmann::ordered_json& json) {
   result.seconds = json.value("seconds", 0.0);
   result.scratch_bytes = json.value("scratch_bytes", uint64_t{0});
   result.edits = json.value("edits", int64_t{-1});
+  result.tuned = json.value("tuned", int64_t{-1});
+  result.loss_before = json.value("loss_before", 0.0);
+  result.loss_after = json.value("loss_after", 0.0);
   return result;
 }
 
@@ -104,6 +116,8 @@ absl::StatusOr<std::unique_ptr<TrialSession>> TrialSession::Open(const TrialSetu
       std::make_unique<MethodRunner>(*session->backend_, session->words_.get(), sink);
   session->transforms_ =
       std::make_unique<TransformRunner>(*session->backend_, session->words_.get(), sink, "");
+  session->tuning_ =
+      std::make_unique<TuneRunner>(*session->backend_, session->words_.get(), sink, "");
   return session;
 }
 
@@ -226,6 +240,60 @@ absl::StatusOr<TrialResult> TrialSession::CallTransform(const TransformTrial& ca
       BreaksRule(WithContext(CheckProposed(call, weights, outcome.edits),
                              absl::StrCat("plugin ", method_.method->id, ", result of run()")),
                  kEditRule));
+  return result;
+}
+
+absl::StatusOr<TunePlan> TrialSession::PlanTuning(const TransformTrial& call) {
+  QM_ASSIGN_OR_RETURN(const std::optional<TunePlan> plan,
+                      tuning_->Plan(method_, call.stage, call.block->block, call.options));
+  if (plan) return *plan;
+  return absl::FailedPreconditionError("plan() wants no tuning with these options");
+}
+
+absl::StatusOr<TrialResult> TrialSession::CallTuning(const TransformTrial& call) {
+  const BundledBlock& bundle = *call.block;
+  QM_ASSIGN_OR_RETURN(const TunePlan plan, PlanTuning(call));
+  QM_ASSIGN_OR_RETURN(const BlockWeights weights, bundle.Load(*backend_));
+  TuneTask task;
+  task.block = &bundle.block;
+  task.plan = &plan;
+  task.options = &call.options;
+  task.seed = call.seed;
+  QM_RETURN_IF_ERROR(AddDenseParts(bundle.config, weights, *backend_, &task));
+  task.packed = bundle.packed;
+  for (PackedWeight& packed : task.packed) {
+    for (NamedTensor& named : packed.tensors) {
+      QM_ASSIGN_OR_RETURN(named.tensor, backend_->ToDevice(named.tensor));
+    }
+  }
+  BlockTrials trials(
+      *backend_, bundle.config, bundle.block.block, weights,
+      static_cast<int64_t>(bundle.windows.size()),
+      [&](int64_t window) {
+        return backend_->ToDevice(bundle.windows[static_cast<size_t>(window)]);
+      },
+      kTrialCacheBytes);
+  task.trials = &trials;
+  RunContext context;
+  context.stage = call.stage;
+  const auto start = Clock::now();
+  const TuneOutcome outcome = tuning_->Run(method_, context, task);
+  TrialResult result;
+  result.seconds = SecondsSince(start);
+  QM_RETURN_IF_ERROR(outcome.status);
+  const BlockEditor editor(bundle.config, bundle.block.block, weights, *backend_);
+  std::set<std::string> changed;
+  QM_RETURN_IF_ERROR(
+      WithContext(CheckTuned(bundle.config, editor, weights, *formats_, task, outcome, &changed),
+                  absl::StrCat("plugin ", method_.method->id, ", result of run()")));
+  QM_ASSIGN_OR_RETURN(const TuneComparison comparison,
+                      CompareTuned(*backend_, *formats_, task, outcome));
+  result.scratch_bytes = outcome.scratch_peak;
+  result.edits = static_cast<int64_t>(outcome.edits.size());
+  result.tuned = std::count_if(outcome.tuned.begin(), outcome.tuned.end(),
+                               [](const auto& tuned) { return tuned.has_value(); });
+  result.loss_before = comparison.loss_before;
+  result.loss_after = comparison.loss_after;
   return result;
 }
 

@@ -16,6 +16,7 @@
 #include "host/run/method_runner.h"
 #include "host/run/transform_bundle.h"
 #include "host/run/transform_runner.h"
+#include "host/run/tune_runner.h"
 #include "host/supervisor/last_words.h"
 #include "host/supervisor/process.h"
 #include "host/worker/formats.h"
@@ -55,9 +56,12 @@ struct TrialResult {
   double seconds = 0;          // of run()
   uint64_t scratch_bytes = 0;  // the most that run() held
   int64_t edits = -1;          // of a transform, which has none of bits, errors and format
+  // Of a tuning, which has edits, too: linears that were tuned, and the error of the block.
+  int64_t tuned = -1;
+  double loss_before = 0, loss_after = 0;
 };
 
-// A transform's call out of its bundle.
+// A call of a transform or a tuning out of its bundle.
 struct TransformTrial {
   std::string stage;
   const BundledBlock* block = nullptr;
@@ -86,6 +90,10 @@ class TrialSession {
   absl::StatusOr<TransformPlan> PlanTransform(const TransformTrial& call);
   // plan(), run(), and a run's checks of the edits.
   absl::StatusOr<TrialResult> CallTransform(const TransformTrial& call);
+  // FAILED_PRECONDITION: these options want no tuning.
+  absl::StatusOr<TunePlan> PlanTuning(const TransformTrial& call);
+  // plan(), run(), a run's checks, and the block's error before and after.
+  absl::StatusOr<TrialResult> CallTuning(const TransformTrial& call);
 
  private:
   TrialSession() = default;
@@ -100,6 +108,7 @@ class TrialSession {
   std::unique_ptr<LastWords> words_;
   std::unique_ptr<MethodRunner> runner_;
   std::unique_ptr<TransformRunner> transforms_;
+  std::unique_ptr<TuneRunner> tuning_;
 };
 
 }  // namespace quantmill

@@ -206,6 +206,7 @@ static qm_status descend(qm_call* c, const qm_host_block* host, part* parts, uin
 }
 
 static qm_status tune_plan(qm_call* c, const qm_block_info* b, qm_quant_plan* out) {
+  if (is(c, "crash-plan")) raise(SIGSEGV);
   if (!c->opt_i64(c, "tune")) return c->fail(c, QM_UNIMPLEMENTED, "tune is 0");
   if (is(c, "refuse")) return c->fail(c, QM_INVALID_ARGUMENT, "not this block; use another");
   if (b->weights || b->site_count) return c->fail(c, QM_INTERNAL, "too much is told");
@@ -295,7 +296,7 @@ static const void* ext(const qm_method* m, const char* id) {
 static const qm_option kOptions[] = {
     {"misbehave", MISBEHAVE,
      "none|refuse|crash|fail|slow|worse|short|unknown-name|nan|edit-weight|fail-down|stay|greedy|"
-     "restless|overwrite|beyond|excuse|all-packed",
+     "restless|overwrite|beyond|excuse|all-packed|crash-plan",
      "what to do wrong", QM_OPT_ENUM, 0},
     {"tune", "0", "0..100", "steps of tuning; 0 = none", QM_OPT_I64, 0},
     {"bits", "8", "8", "of the codes", QM_OPT_I64, 0}};
