@@ -57,8 +57,13 @@ std::string FileNote(const CrashBundle& bundle, const std::string& file) {
 // What the call works on.
 std::string Target(const CrashBundle& bundle) {
   if (bundle.block == nullptr) {
-    return absl::StrCat("layer    ", bundle.slot.name, " [", bundle.slot.out_features, " x ",
-                        bundle.slot.in_features, "]");
+    std::string text = absl::StrCat("layer    ", bundle.slot.name, " [", bundle.slot.out_features,
+                                    " x ", bundle.slot.in_features, "]");
+    if (bundle.reparam == nullptr) return text;
+    const BundledReparam& call = *bundle.reparam;
+    if (call.base != nullptr) absl::StrAppend(&text, ", packed as ", call.base->format_id);
+    if (!call.inputs.in.empty()) absl::StrAppend(&text, ", ", call.inputs.in.dim(0), " rows");
+    return text;
   }
   const BundledBlock& block = *bundle.block;
   std::string text =
@@ -83,6 +88,12 @@ std::string Tail(const CrashBundle& bundle, const ReplayResult& replay) {
   if (bundle.plans()) return text + "\n";
   const TrialResult& r = replay.result;
   const std::string scratch = FormatBytes(static_cast<int64_t>(r.scratch_bytes));
+  if (r.not_finite >= 0) {
+    return absl::StrCat(text, ": ",
+                        r.not_finite == 0 ? std::string("results are finite")
+                                          : absl::StrCat(r.not_finite, " values are not finite"),
+                        ", ", r.seconds, " s\n");
+  }
   if (r.tuned >= 0) {
     return absl::StrCat(text, ": ", r.tuned, " linears tuned, ", r.edits, " edits, error of the ",
                         "block ", r.loss_before, " before, ", r.loss_after, " after",

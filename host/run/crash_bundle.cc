@@ -106,6 +106,12 @@ absl::StatusOr<CrashBundle> ReadCrashBundle(const std::string& directory) {
     bundle.block = std::make_shared<const BundledBlock>(std::move(block));
     return bundle;
   }
+  if (IsReparamFunction(bundle.function)) {
+    QM_ASSIGN_OR_RETURN(BundledReparam call, ReadReparamBundle(directory, json));
+    bundle.slot = call.slot;
+    bundle.reparam = std::make_shared<const BundledReparam>(std::move(call));
+    return bundle;
+  }
   if (bundle.function != kPlanFunction && bundle.function != kRunFunction) {
     return absl::DataLossError(absl::StrCat("cannot use the call in ", path,
                                             "; this version does not know the function '",

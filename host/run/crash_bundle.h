@@ -3,7 +3,8 @@
 //   call.json               which plugin, function, layer, options, seed, device (written last)
 //   weight.safetensors      "weight", F32 [out, in]           } not for plan(), which sees no
 //   statistics.safetensors  by id, as handed to the plugin    } tensors
-// Of a call that transforms or tunes a block: host/run/transform_bundle.h, tune_bundle.h.
+// Of a call that transforms or tunes a block: host/run/transform_bundle.h, tune_bundle.h;
+// of a training: host/run/train/reparam_bundle.h.
 #ifndef QUANTMILL_HOST_RUN_CRASH_BUNDLE_H_
 #define QUANTMILL_HOST_RUN_CRASH_BUNDLE_H_
 
@@ -18,6 +19,7 @@
 #include "core/model/graph.h"
 #include "core/tensor/backend.h"
 #include "host/run/method_runner.h"
+#include "host/run/train/reparam_bundle.h"
 #include "host/run/transform_bundle.h"
 #include "host/run/tune_runner.h"
 #include "nlohmann/json.hpp"
@@ -28,7 +30,8 @@ inline constexpr char kPlanFunction[] = "quantize-linear.plan";
 inline constexpr char kRunFunction[] = "quantize-linear.run";
 
 struct CrashBundle {
-  std::string function;  // kPlanFunction or kRunFunction, or those of a transform or a tuning
+  std::string function;  // kPlanFunction or kRunFunction, or those of a transform, a tuning or a
+                         // training
   std::string method, version;
   std::string plugin_path, plugin_sha256;  // of the file that was called
   std::string stage;
@@ -44,10 +47,12 @@ struct CrashBundle {
   int64_t row_count = 0;
   // What a transform or a tuning was given in place of weight and statistics; else null.
   std::shared_ptr<const BundledBlock> block;
+  // What a call of a training was given in place of them; else null.
+  std::shared_ptr<const BundledReparam> reparam;
   bool tunes() const { return function == kTunePlanFunction || function == kTuneRunFunction; }
   bool plans() const {
     return function == kPlanFunction || function == kTransformPlanFunction ||
-           function == kTunePlanFunction;
+           function == kTunePlanFunction || (reparam != nullptr && reparam->plans());
   }
 };
 

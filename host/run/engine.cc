@@ -1,6 +1,7 @@
 #include "host/run/engine.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -172,7 +173,8 @@ absl::Status Engine::RunTraining(const PreparedStage& stage) {
 
 absl::StatusOr<std::vector<Unit>> Engine::ComputeTraining(const PreparedStage& stage,
                                                           const std::string& key) {
-  QM_RETURN_IF_ERROR(RefuseCrashedTraining(*in_.journal, key));
+  const std::string crash_dir = absl::StrCat(in_.work_dir, "/crash/", key);
+  QM_RETURN_IF_ERROR(RefuseCrashedTraining(*in_.journal, key, crash_dir));
   const PackedLookup packed = [this](const std::string& slot) { return Packed(slot); };
   const PackedLookup nothing =
       [](const std::string&) -> absl::StatusOr<std::shared_ptr<const PackedWeight>> {
@@ -195,11 +197,20 @@ absl::StatusOr<std::vector<Unit>> Engine::ComputeTraining(const PreparedStage& s
   inputs.formats = in_.formats;
   inputs.data = in_.texts.at(stage.stage->name).data.get();
   inputs.key = key;
+  inputs.crash_dir = crash_dir;
+  inputs.crashed = [this, &key](const std::string& slot) {
+    const auto& crashes = in_.journal->crashes;
+    return std::any_of(crashes.begin(), crashes.end(), [&](const CrashRecord& crash) {
+      return crash.key == key && crash.Covers(slot);
+    });
+  };
   inputs.state_file = StateFile(in_.work_dir, key);
   inputs.loss_file = absl::StrCat(in_.work_dir, "/training/", stage.stage->name, ".jsonl");
   inputs.sink = in_.sink;
   absl::StatusOr<TrainingResult> result = quantmill::RunTraining(inputs);
   if (!result.ok()) return WithContext(result.status(), "stage " + stage.stage->name);
+  std::error_code error;
+  std::filesystem::remove_all(crash_dir, error);  // of an attempt before, as far as there was one
   return TrainedUnits(*in_.plan, stage, key, *std::move(result));
 }
 

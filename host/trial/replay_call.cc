@@ -49,9 +49,26 @@ absl::StatusOr<TrialResult> CallOnBlock(const CrashBundle& bundle, const ReplayR
   return TrialResult();
 }
 
+absl::StatusOr<TrialResult> CallOfTraining(const CrashBundle& bundle, const ReplayRequest& request,
+                                           TrialSession& session) {
+  ReparamTrial call;
+  call.stage = bundle.stage;
+  call.call = bundle.reparam.get();
+  call.options = request.options;
+  call.seed = bundle.seed;
+  return session.CallReparam(call);
+}
+
+// What the run computed in.
+DType ActivationsOf(const CrashBundle& bundle) {
+  if (bundle.block != nullptr) return bundle.block->activation_dtype;
+  return bundle.reparam == nullptr ? DType::kF32 : bundle.reparam->activation_dtype;
+}
+
 absl::StatusOr<TrialResult> Call(const CrashBundle& bundle, const ReplayRequest& request,
                                  TrialSession& session) {
   if (bundle.block != nullptr) return CallOnBlock(bundle, request, session);
+  if (bundle.reparam != nullptr) return CallOfTraining(bundle, request, session);
   TrialCall call;
   call.stage = bundle.stage;
   call.slot = bundle.slot;
@@ -70,10 +87,8 @@ absl::StatusOr<TrialResult> Call(const CrashBundle& bundle, const ReplayRequest&
 
 absl::StatusOr<ReplayResult> Replay(const ReplayRequest& request, const EventSink& sink) {
   QM_ASSIGN_OR_RETURN(const CrashBundle bundle, ReadCrashBundle(request.directory));
-  QM_ASSIGN_OR_RETURN(
-      const std::unique_ptr<TrialSession> session,
-      TrialSession::Open(request.setup, sink,
-                         bundle.block == nullptr ? DType::kF32 : bundle.block->activation_dtype));
+  QM_ASSIGN_OR_RETURN(const std::unique_ptr<TrialSession> session,
+                      TrialSession::Open(request.setup, sink, ActivationsOf(bundle)));
   const absl::StatusOr<TrialResult> result = Call(bundle, request, *session);
   if (IsDeviceLost(result.status())) return result.status();
   ReplayResult replay;

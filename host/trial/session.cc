@@ -58,6 +58,9 @@ TrialSetup TrialSetupFromJson(const nlohmann::json& json) {
 }
 
 nlohmann::ordered_json ToJson(const TrialResult& result) {
+  if (result.not_finite >= 0) {
+    return {{"not_finite", result.not_finite}, {"seconds", result.seconds}};
+  }
   if (result.tuned >= 0) {
     return {{"tuned", result.tuned},
             {"edits", result.edits},
@@ -90,6 +93,7 @@ TrialResult TrialResultFromJson(const nlohmann::ordered_json& json) {
   result.scratch_bytes = json.value("scratch_bytes", uint64_t{0});
   result.edits = json.value("edits", int64_t{-1});
   result.tuned = json.value("tuned", int64_t{-1});
+  result.not_finite = json.value("not_finite", int64_t{-1});
   result.loss_before = json.value("loss_before", 0.0);
   result.loss_after = json.value("loss_after", 0.0);
   return result;
@@ -118,6 +122,8 @@ absl::StatusOr<std::unique_ptr<TrialSession>> TrialSession::Open(const TrialSetu
       std::make_unique<TransformRunner>(*session->backend_, session->words_.get(), sink, "");
   session->tuning_ =
       std::make_unique<TuneRunner>(*session->backend_, session->words_.get(), sink, "");
+  session->training_ =
+      std::make_unique<ReparamCalls>(*session->backend_, session->words_.get(), sink);
   return session;
 }
 

@@ -14,6 +14,8 @@
 #include "core/tensor/backend.h"
 #include "host/plugins/registry.h"
 #include "host/run/method_runner.h"
+#include "host/run/train/reparam_bundle.h"
+#include "host/run/train/reparam_calls.h"
 #include "host/run/transform_bundle.h"
 #include "host/run/transform_runner.h"
 #include "host/run/tune_runner.h"
@@ -59,12 +61,23 @@ struct TrialResult {
   // Of a tuning, which has edits, too: linears that were tuned, and the error of the block.
   int64_t tuned = -1;
   double loss_before = 0, loss_after = 0;
+  // Of a training's call, which has nothing but this: values of its results that are NaN or
+  // infinite.
+  int64_t not_finite = -1;
 };
 
 // A call of a transform or a tuning out of its bundle.
 struct TransformTrial {
   std::string stage;
   const BundledBlock* block = nullptr;
+  ResolvedOptions options;
+  uint64_t seed = 0;
+};
+
+// A call of a training out of its bundle.
+struct ReparamTrial {
+  std::string stage;
+  const BundledReparam* call = nullptr;
   ResolvedOptions options;
   uint64_t seed = 0;
 };
@@ -94,6 +107,8 @@ class TrialSession {
   absl::StatusOr<TunePlan> PlanTuning(const TransformTrial& call);
   // plan(), run(), a run's checks, and the block's error before and after.
   absl::StatusOr<TrialResult> CallTuning(const TransformTrial& call);
+  // plan() and, unless that was the call, the function.
+  absl::StatusOr<TrialResult> CallReparam(const ReparamTrial& call);
 
  private:
   TrialSession() = default;
@@ -109,6 +124,7 @@ class TrialSession {
   std::unique_ptr<MethodRunner> runner_;
   std::unique_ptr<TransformRunner> transforms_;
   std::unique_ptr<TuneRunner> tuning_;
+  std::unique_ptr<ReparamCalls> training_;
 };
 
 }  // namespace quantmill

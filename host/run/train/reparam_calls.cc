@@ -1,12 +1,15 @@
 #include "host/run/train/reparam_calls.h"
 
 #include <cmath>
+#include <functional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "host/plugins/rule_note.h"
 #include "host/run/call_parts.h"
+#include "host/run/slot_work.h"
+#include "host/run/train/reparam_bundle.h"
 #include "host/worker/invoke.h"
 #include "nlohmann/json.hpp"
 
@@ -94,7 +97,9 @@ class ReparamCalls::Call {
   Call(ReparamCalls& owner, const ReparamSubject& subject, const char* function, bool synchronize,
        uint64_t scratch_limit = 0)
       : owner_(owner),
-        mark_(owner.words_, WordsOf(subject, function)),
+        subject_(subject),
+        function_(absl::StrCat("reparametrize.", function)),
+        mark_(owner.words_, WordsOf(subject, function_, owner.backend_)),
         what_(absl::StrCat("stage ", subject.stage, ", plugin ", subject.method->method->id, " ",
                            subject.method->method->version, ", reparametrize.", function, ", ",
                            subject.slot == nullptr ? "" : subject.slot->name)),
@@ -112,41 +117,71 @@ class ReparamCalls::Call {
   const qm_reparam_info* info() const { return &info_; }
   const std::string& what() const { return what_; }
 
+  // What the call is given, asked for if it has to be written down: now, or after a failure.
+  absl::Status Keep(std::function<ReparamInputs()> inputs) {
+    inputs_ = std::move(inputs);
+    return subject_.save_first ? Save() : absl::OkStatus();
+  }
   // An OK status, or the failure after a look at whether the device survived it.
   absl::Status After(const absl::Status& status) {
-    return status.ok() ? status : AfterFailure(status, owner_.backend_, mark_);
+    return status.ok() ? status : Kept(AfterFailure(status, owner_.backend_, mark_));
   }
-  absl::Status Wrong(const absl::Status& status, std::string_view rule = kContents) const {
-    return status.ok() ? status : BreaksRule(WithContext(status, what_), rule);
+  absl::Status Wrong(const absl::Status& status, std::string_view rule = kContents) {
+    return status.ok() ? status : Kept(BreaksRule(WithContext(status, what_), rule));
   }
 
  private:
-  static nlohmann::json WordsOf(const ReparamSubject& subject, const char* function) {
+  static nlohmann::json WordsOf(const ReparamSubject& subject, const std::string& function,
+                                const Backend& backend) {
     const std::string slot = subject.slot == nullptr ? "" : subject.slot->name;
-    return {{"plugin", subject.method->method->id},
-            {"version", subject.method->method->version},
-            {"path", subject.method->path},
-            {"function", absl::StrCat("reparametrize.", function)},
-            {"stage", subject.stage},
-            {"key", subject.key},
-            {"slot", slot},
-            {"slots", nlohmann::json::array({slot})},
-            {"shape", subject.slot == nullptr ? std::string()
-                                              : absl::StrCat("[", subject.slot->out_features, "x",
-                                                             subject.slot->in_features, "]")},
-            {"seed", subject.seed}};
+    nlohmann::json words;
+    // plan() sees no tensors: its words are all of its inputs.
+    if (function == "reparametrize.plan") words = DescribeReparamCall(subject, function, backend);
+    words["plugin"] = subject.method->method->id;
+    words["version"] = subject.method->method->version;
+    words["path"] = subject.method->path;
+    words["function"] = function;
+    words["stage"] = subject.stage;
+    words["key"] = subject.key;
+    words["slot"] = slot;
+    words["slots"] = nlohmann::json::array({slot});
+    words["shape"] = subject.slot == nullptr ? std::string()
+                                             : absl::StrCat("[", subject.slot->out_features, "x",
+                                                            subject.slot->in_features, "]");
+    words["seed"] = subject.seed;
+    if (subject.save_first) words["bundle"] = subject.bundle;
+    return words;
+  }
+
+  absl::Status Save() {
+    if (subject_.bundle.empty() || !inputs_) return absl::OkStatus();
+    return WriteReparamBundle(subject_.bundle, owner_.backend_,
+                              DescribeReparamCall(subject_, function_, owner_.backend_), subject_,
+                              inputs_());
+  }
+
+  // The failure, with its inputs written down as far as there are not too many. They are a help for
+  // the plugin's author; the failure matters more than its own.
+  absl::Status Kept(const absl::Status& failure) {
+    if (IsDeviceLost(failure) || subject_.bundle.empty() || !inputs_) return failure;
+    if (owner_.failure_bundles_++ >= kMostFailureBundles || !Save().ok()) return failure;
+    return absl::Status(failure.code(),
+                        absl::StrCat(failure.message(), ReplayHint(subject_.bundle)));
   }
 
   CallSettings SettingsFor(const ReparamSubject& subject, bool synchronize,
                            uint64_t scratch_limit) {
     CallSettings settings =
         SettingsOf(what_, *subject.options, subject.seed, owner_.words_, &owner_.log_);
-    settings.synchronize = synchronize;
+    settings.synchronize = synchronize || subject.save_first;  // a fault must name its call
     if (scratch_limit > 0) settings.scratch_limit = scratch_limit + kScratchSlack;
     return settings;
   }
 
   ReparamCalls& owner_;
+  const ReparamSubject& subject_;
+  const std::string function_;
+  std::function<ReparamInputs()> inputs_;
   LastWordsMark mark_;
   const std::string what_;
   PluginCall call_;
@@ -193,6 +228,11 @@ absl::StatusOr<ReparamCalls::Start> ReparamCalls::Init(const ReparamSubject& sub
   }
   Call call(*this, subject, "init", true, plan.scratch_bytes);
   const qm_tensor view = weight.empty() ? qm_tensor{} : ReadOnlyView(weight);
+  QM_RETURN_IF_ERROR(call.Keep([&] {
+    ReparamInputs inputs;
+    inputs.weight = weight;
+    return inputs;
+  }));
   std::vector<qm_named_tensor> params = Views(start.params, false);
   qm_stats none = {};
   none.struct_size = sizeof(none);
@@ -217,6 +257,16 @@ absl::Status ReparamCalls::Forward(const ReparamSubject& subject, const Tensor& 
   const qm_tensor in_view = ReadOnlyView(in);
   const std::vector<qm_named_tensor> views = Views(params, true);
   qm_tensor out_view = out->View();
+  const bool keeps = saved != nullptr && !saved->empty();
+  QM_RETURN_IF_ERROR(call.Keep([&] {
+    ReparamInputs inputs;
+    inputs.in = in;
+    inputs.params.assign(params.begin(), params.end());
+    inputs.out_shape = out->shape();
+    inputs.out_dtype = out->dtype();
+    inputs.keeps_saved = keeps;
+    return inputs;
+  }));
   void* memory = saved == nullptr || saved->empty() ? nullptr : saved->data();
   return call.After(Invoke(call.get(), TableOf(*subject.method)->forward, call.info(), &in_view,
                            views.data(), views.size(), memory, &out_view));
@@ -231,6 +281,18 @@ absl::Status ReparamCalls::Vjp(const ReparamSubject& subject, const Tensor& in,
   const std::vector<qm_named_tensor> views = Views(params, true);
   std::vector<qm_named_tensor> d_views = Views(d_params, false);
   qm_tensor d_in_view = d_in == nullptr ? qm_tensor{} : d_in->View();
+  QM_RETURN_IF_ERROR(call.Keep([&] {
+    ReparamInputs inputs;
+    inputs.in = in;
+    inputs.saved = saved;
+    inputs.d_out = d_out;
+    inputs.params.assign(params.begin(), params.end());
+    inputs.wants_d_in = d_in != nullptr;
+    for (const NamedTensor& d_param : d_params) {
+      if (!d_param.tensor.empty()) inputs.wanted.push_back(d_param.name);
+    }
+    return inputs;
+  }));
   return call.After(Invoke(call.get(), TableOf(*subject.method)->vjp, call.info(), &in_view,
                            views.data(), views.size(), saved.empty() ? nullptr : saved.data(),
                            &d_out_view, d_in == nullptr ? nullptr : &d_in_view, d_views.data()));
@@ -249,6 +311,12 @@ absl::StatusOr<ReparamCalls::Folded> ReparamCalls::Finalize(const ReparamSubject
   const qm_tensor view = ReadOnlyView(weight);
   const std::vector<qm_named_tensor> views = Views(params, true);
   qm_packed packed = {};
+  QM_RETURN_IF_ERROR(call.Keep([&] {
+    ReparamInputs inputs;
+    inputs.weight = weight;
+    inputs.params.assign(params.begin(), params.end());
+    return inputs;
+  }));
   QM_RETURN_IF_ERROR(call.After(Invoke(call.get(), table->finalize, call.info(), &view,
                                        views.data(), views.size(), &packed)));
   Folded folded;

@@ -59,7 +59,13 @@ struct ReparamSubject {
   std::shared_ptr<const PackedWeight> base;  // on the device; for Plan only its format is looked at
   uint64_t seed = 0;
   qm_reparam_phase phase = QM_PHASE_END_TO_END;
+  // Where the inputs of a call that fails are written, to be made again from there
+  // (reparam_bundle.h); empty: nowhere. save_first: before every call, because one of them ended
+  // with the process.
+  std::string bundle;
+  bool save_first = false;
 };
+struct ReparamInputs;
 
 class ReparamCalls {
  public:
@@ -110,6 +116,7 @@ class ReparamCalls {
   Backend& backend_;
   LastWords* words_;
   EventSink sink_;
+  int failure_bundles_ = 0;
   PluginLog log_;
 };
 

@@ -118,12 +118,14 @@ std::vector<Unit> TrainedUnits(const PipelinePlan& plan, const PreparedStage& st
   return list;
 }
 
-absl::Status RefuseCrashedTraining(const JournalState& journal, const std::string& training_key) {
+absl::Status RefuseCrashedTraining(const JournalState& journal, const std::string& training_key,
+                                   const std::string& crash_dir) {
   const auto same = [&](const CrashRecord& crash) { return crash.key == training_key; };
   const auto& crashes = journal.crashes;
   if (std::count_if(crashes.begin(), crashes.end(), same) < kCallAttempts) return absl::OkStatus();
-  return absl::AbortedError(absl::StrCat(std::find_if(crashes.begin(), crashes.end(), same)->how,
-                                         ", twice; not tried again"));
+  const auto last = std::find_if(crashes.rbegin(), crashes.rend(), same);
+  return absl::AbortedError(absl::StrCat(last->how, ", twice; not tried again",
+                                         ReplayHint(absl::StrCat(crash_dir, "/", last->slots))));
 }
 
 }  // namespace quantmill

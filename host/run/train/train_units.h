@@ -33,8 +33,10 @@ std::vector<int64_t> TrainedBlocks(const PipelinePlan& plan, const PreparedStage
 std::vector<Unit> TrainedUnits(const PipelinePlan& plan, const PreparedStage& stage,
                                const std::string& training_key, TrainingResult result);
 
-// ABORTED when calls of this training have crashed as often as they are tried.
-absl::Status RefuseCrashedTraining(const JournalState& journal, const std::string& training_key);
+// ABORTED when calls of this training have crashed as often as they are tried; says where their
+// inputs are, below `crash_dir`.
+absl::Status RefuseCrashedTraining(const JournalState& journal, const std::string& training_key,
+                                   const std::string& crash_dir);
 
 }  // namespace quantmill
 

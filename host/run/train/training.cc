@@ -101,6 +101,8 @@ class Trainer {
       }
       ReparamSubject subject = in_.stage->SubjectOf(*in_.plan, *in_.stages, index);
       subject.key = in_.key;
+      subject.bundle = absl::StrCat(in_.crash_dir, "/", slot.name);
+      subject.save_first = in_.crashed(slot.name);
       QM_ASSIGN_OR_RETURN(subject.base, BaseOf(slot.name));
       weights = weights || plan->kind == QM_REPARAM_WEIGHT;
       const bool wants_dense = plan->kind == QM_REPARAM_WEIGHT || subject.base == nullptr;

@@ -3,6 +3,7 @@
 #ifndef QUANTMILL_HOST_RUN_TRAIN_TRAINING_H_
 #define QUANTMILL_HOST_RUN_TRAIN_TRAINING_H_
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -32,7 +33,10 @@ struct TrainingInputs {
   ReparamCalls* calls = nullptr;
   FormatRegistry* formats = nullptr;
   const TrainingData* data = nullptr;
-  std::string key;         // of this training
+  std::string key;        // of this training
+  std::string crash_dir;  // for the inputs of calls that fail, a folder per linear
+  // Names of linears with calls that ended with the process.
+  std::function<bool(const std::string&)> crashed;
   std::string state_file;  // of it alone
   std::string loss_file;
   EventSink sink;
