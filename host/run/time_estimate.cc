@@ -13,9 +13,9 @@ namespace {
 
 constexpr int kOutputGroup = 1;  // LinearSlot::input_group of o, which attention comes before
 constexpr int64_t kVerifiedTokens = 32;  // host/run/verify.cc: logits, in the file and in memory
-constexpr int64_t kGeneratedTokens = 16;
+constexpr int64_t kEstimatedTokens = 16;
 
-double Weights(const LinearSlot& slot) {
+double WeightCount(const LinearSlot& slot) {
   return static_cast<double>(slot.out_features) * static_cast<double>(slot.in_features);
 }
 
@@ -35,7 +35,7 @@ RunWork BlockPass(const PipelinePlan& plan, int64_t block, int group, double row
   for (const LinearSlot& slot : plan.slots) {
     if (slot.block != block || slot.input_group >= group) continue;
     const double share = RowShare(config, slot);
-    work.products += 2 * rows * share * Weights(slot);
+    work.products += 2 * rows * share * WeightCount(slot);
     work.activations += rows * share * static_cast<double>(slot.out_features + slot.in_features);
   }
   if (group < kOutputGroup) return work;
@@ -62,7 +62,7 @@ double HeadFlops(const PipelinePlan& plan, double rows) {
 
 double AllWeights(const PipelinePlan& plan) {
   double weights = 0;
-  for (const LinearSlot& slot : plan.slots) weights += Weights(slot);
+  for (const LinearSlot& slot : plan.slots) weights += WeightCount(slot);
   return weights;
 }
 
@@ -183,8 +183,8 @@ RunWork QuantizingWork(const PipelinePlan& plan, const StageSet& stages) {
       const LinearSlot& slot = plan.slots[static_cast<size_t>(stage.stage->slots[i])];
       const SlotPlan& slot_plan = stage.method.plans[i];
       work.method += slot_plan.flops;
-      work.products += 2 * 2 * JudgedRows(slot_plan) * Weights(slot);
-      work.weights += 3 * Weights(slot);  // to f32 and back, and compared
+      work.products += 2 * 2 * JudgedRows(slot_plan) * WeightCount(slot);
+      work.weights += 3 * WeightCount(slot);  // to f32 and back, and compared
     }
   }
   const int64_t last = LastMeasuredBlock(plan, stages);
@@ -226,12 +226,12 @@ RunWork TrainingWork(const PipelinePlan& plan, const StageSet& stages) {
 RunWork OutputWork(const PipelinePlan& plan, const RunExtent& extent) {
   RunWork work = AllBlocks(plan, 2 * kVerifiedTokens, kVerifiedTokens);
   work.products += HeadFlops(plan, 2 * kVerifiedTokens);
-  RunWork generated = AllBlocks(plan, kGeneratedTokens, kGeneratedTokens);
-  work.weights += generated.products / 2 + HeadFlops(plan, kGeneratedTokens) / 2;
-  work.steps = static_cast<double>(kGeneratedTokens * plan.config.layers);
+  RunWork generated = AllBlocks(plan, kEstimatedTokens, kEstimatedTokens);
+  work.weights += generated.products / 2 + HeadFlops(plan, kEstimatedTokens) / 2;
+  work.steps = static_cast<double>(kEstimatedTokens * plan.config.layers);
   double packed = 0;
   for (size_t i = 0; i < plan.slots.size(); ++i) {
-    if (plan.packed_by[i] >= 0) packed += Weights(plan.slots[i]);
+    if (plan.packed_by[i] >= 0) packed += WeightCount(plan.slots[i]);
   }
   work.weights += 5 * packed;  // into the file's layout, out of it, dequantized twice, compared
   work.bytes = static_cast<double>(extent.original_bytes) +

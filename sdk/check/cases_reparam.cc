@@ -27,7 +27,7 @@ constexpr char kFinalize[] = "QM-C-010";
 constexpr char kParams[] = "QM-C-013";
 constexpr int64_t kRows = 24;
 
-Tensor CopyOf(const Tensor& tensor) {
+Tensor CopyInF32(const Tensor& tensor) {
   return Tensor::FromF32(
       tensor.shape(),
       absl::MakeConstSpan(tensor.as<float>(), static_cast<size_t>(tensor.elements())));
@@ -58,7 +58,7 @@ double Magnitude(const Tensor& a) {
 }
 
 Tensor Moved(const Tensor& from, const Tensor& direction, double step) {
-  Tensor out = CopyOf(from);
+  Tensor out = CopyInF32(from);
   for (int64_t i = 0; i < out.elements(); ++i) {
     out.as<float>()[i] += static_cast<float>(step * direction.as<float>()[i]);
   }
@@ -115,7 +115,7 @@ bool SameBytes(const Tensor& a, const Tensor& b) {
          std::memcmp(a.data(), b.data(), static_cast<size_t>(a.bytes())) == 0;
 }
 
-Verdict Pure(Subject& subject) {
+Verdict ReparamIsPure(Subject& subject) {
   Reparametrized model;
   if (auto verdict = Start(subject, /*leave_init=*/true, &model)) return *verdict;
   const Tensor in = model.BaseInput(kRows);
@@ -262,7 +262,7 @@ std::optional<Verdict> CompareAlong(Subject& subject, const Reparametrized& mode
 Verdict VjpMatchesDifferences(Subject& subject) {
   Reparametrized model;
   if (auto verdict = Start(subject, /*leave_init=*/true, &model)) return *verdict;
-  const Tensor in = CopyOf(model.BaseInput(kRows));
+  const Tensor in = CopyInF32(model.BaseInput(kRows));
   ForwardResult at;
   if (auto verdict = Forward(subject, model, in, &at)) return *verdict;
   const Tensor d_out = NormalLike(at.out.shape(), subject.seed + 5);
@@ -554,7 +554,7 @@ std::vector<Case> ReparamCases() {
   return {
       Reparam("identity_at_init", {kIdentity},
               "forward with the parameters of init leaves the base as it is.", IdentityAtInit),
-      Reparam("pure", {kVjp}, "forward and vjp depend on their arguments alone.", Pure),
+      Reparam("pure", {kVjp}, "forward and vjp depend on their arguments alone.", ReparamIsPure),
       Reparam(
           "saved_within_bound", {kVjp, "QM-P-014"},
           "forward and vjp keep to the saved bytes of the plan, for 1, 7 and 24 rows, and forward "

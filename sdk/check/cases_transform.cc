@@ -20,7 +20,7 @@ namespace quantmill::check {
 namespace {
 
 constexpr char kEdits[] = "QM-C-007";
-constexpr char kDeterministic[] = "QM-P-011";
+constexpr char kSameEdits[] = "QM-P-011";
 constexpr uint64_t kMostEdits = 4096;
 
 // ---- the calls ----
@@ -209,8 +209,7 @@ Verdict SameEditsTwice(Subject& subject) {
   if (auto verdict = Propose(subject, block, &first)) return *verdict;
   if (auto verdict = Propose(subject, block, &second)) return *verdict;
   if (first.size() != second.size()) {
-    return Failed(kDeterministic,
-                  absl::StrCat(first.size(), " edits, then ", second.size(), " edits"));
+    return Failed(kSameEdits, absl::StrCat(first.size(), " edits, then ", second.size(), " edits"));
   }
   for (size_t i = 0; i < first.size(); ++i) {
     const Tensor &a = first[i].value, &b = second[i].value;
@@ -218,8 +217,8 @@ Verdict SameEditsTwice(Subject& subject) {
         std::memcmp(a.data(), b.data(), static_cast<size_t>(a.bytes())) == 0) {
       continue;
     }
-    return Failed(kDeterministic, absl::StrCat("edit ", i, ": ", first[i].Name(), ", then ",
-                                               second[i].Name(), " with other bytes"));
+    return Failed(kSameEdits, absl::StrCat("edit ", i, ": ", first[i].Name(), ", then ",
+                                           second[i].Name(), " with other bytes"));
   }
   return Passed(absl::StrCat(first.size(), " edits, the same bytes twice"));
 }
@@ -249,7 +248,7 @@ std::vector<Case> TransformCases() {
       Transform("loss_does_not_increase", {kEdits},
                 "With the edits, the block rounded as announced is no further from the original.",
                 LossDoesNotIncrease),
-      Transform("same_edits_twice", {kDeterministic},
+      Transform("same_edits_twice", {kSameEdits},
                 "A deterministic method proposes the same edits for the same block.",
                 SameEditsTwice),
   };

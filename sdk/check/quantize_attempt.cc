@@ -10,7 +10,7 @@
 namespace quantmill::check {
 namespace {
 
-constexpr char kDefined[] = "QM-C-001";
+constexpr char kDefinedResult[] = "QM-C-001";
 
 bool HasOption(const qm_method& method, std::string_view name) {
   for (uint64_t i = 0; i < method.option_count; ++i) {
@@ -112,7 +112,7 @@ std::optional<Verdict> CheckResult(Subject& subject, Attempt* attempt) {
   const float* values = attempt->values.as<float>();
   for (int64_t i = 0; i < attempt->values.elements(); ++i) {
     if (std::isfinite(values[i])) continue;
-    return Failed(kDefined,
+    return Failed(kDefinedResult,
                   absl::StrFormat("%s: value %d of the result is %g", attempt->what, i, values[i]));
   }
   for (const float x : absl::MakeConstSpan(attempt->layer.inputs.as<float>(),
@@ -123,9 +123,10 @@ std::optional<Verdict> CheckResult(Subject& subject, Attempt* attempt) {
   if (!nmse.ok()) return CheckerFailed(nmse.status());
   if (*nmse <= 1.0) return std::nullopt;
   const char* of = JudgedByOutput(*attempt) ? "output" : "weight";
-  return Failed(kDefined, absl::StrFormat("%s: the %s's error has %.3g times the energy of the %s "
-                                          "itself; a result of zeros would be closer",
-                                          attempt->what, of, *nmse, of));
+  return Failed(kDefinedResult,
+                absl::StrFormat("%s: the %s's error has %.3g times the energy of the %s "
+                                "itself; a result of zeros would be closer",
+                                attempt->what, of, *nmse, of));
 }
 
 std::optional<Verdict> Try(Subject& subject, Attempt* attempt) {

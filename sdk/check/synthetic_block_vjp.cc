@@ -7,13 +7,14 @@
 namespace quantmill::check {
 namespace {
 
-using Values = std::vector<double>;  // [rows, width]
+using VjpValues = std::vector<double>;  // [rows, width]
 
 // y = x W^T: dL/dW = dy^T x; dL/dx = dy W, returned.
-Values LinearVjp(const Values& x, const Tensor& weight, const Values& d_y, Values* d_weight) {
+VjpValues LinearVjp(const VjpValues& x, const Tensor& weight, const VjpValues& d_y,
+                    VjpValues* d_weight) {
   const int64_t out_features = weight.dim(0), in = weight.dim(1);
   const int64_t rows = static_cast<int64_t>(x.size()) / in;
-  Values d_x(x.size(), 0.0);
+  VjpValues d_x(x.size(), 0.0);
   d_weight->assign(static_cast<size_t>(out_features * in), 0.0);
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t o = 0; o < out_features; ++o) {
@@ -29,10 +30,10 @@ Values LinearVjp(const Values& x, const Tensor& weight, const Values& d_y, Value
 
 // y_i = x_i f g_i with f = (mean of x^2 + 1e-6)^(-1/2), so df/dx_j = -f^3 x_j / width:
 // dL/dg_i = sum over rows of dy_i x_i f; dL/dx_j = f dy_j g_j - f^3 x_j / width sum_i dy_i g_i x_i.
-Values NormVjp(const Values& x, const Tensor& gain, const Values& d_y, Values* d_gain) {
+VjpValues NormVjp(const VjpValues& x, const Tensor& gain, const VjpValues& d_y, VjpValues* d_gain) {
   const int64_t width = gain.elements();
   const float* g = gain.as<float>();
-  Values d_x(x.size());
+  VjpValues d_x(x.size());
   d_gain->assign(static_cast<size_t>(width), 0.0);
   for (size_t row = 0; row < x.size(); row += static_cast<size_t>(width)) {
     double squares = 1e-6 * static_cast<double>(width), dot = 0.0;
@@ -51,20 +52,20 @@ Values NormVjp(const Values& x, const Tensor& gain, const Values& d_y, Values* d
 }
 
 struct AttentionVjp {
-  Values d_q, d_k, d_v;
+  VjpValues d_q, d_k, d_v;
 };
 
 // One query row of one head: a = softmax(q k_s / sqrt(d)) over s <= r, y = sum a_s v_s, so with
 // da_s = <dy, v_s>: d logit_s = a_s (da_s - sum a da).
-void AttendRowVjp(const Values& q, const Values& k, const Values& v, const Values& d_y, int64_t r,
-                  int64_t head, AttentionVjp* out) {
+void AttendRowVjp(const VjpValues& q, const VjpValues& k, const VjpValues& v, const VjpValues& d_y,
+                  int64_t r, int64_t head, AttentionVjp* out) {
   constexpr int64_t kWidth = SyntheticBlock::kHeads * SyntheticBlock::kHeadDim;
   constexpr int64_t kKvWidth = SyntheticBlock::kKvHeads * SyntheticBlock::kHeadDim;
   constexpr int64_t kDim = SyntheticBlock::kHeadDim;
   const double scale = 1.0 / std::sqrt(static_cast<double>(kDim));
   const int64_t kv = head / (SyntheticBlock::kHeads / SyntheticBlock::kKvHeads);
   const int64_t own = r * kWidth + head * kDim;
-  Values weight(static_cast<size_t>(r + 1)), slope(weight.size(), 0.0);
+  VjpValues weight(static_cast<size_t>(r + 1)), slope(weight.size(), 0.0);
   double total = 0.0, mean = 0.0;
   for (int64_t s = 0; s <= r; ++s) {
     double dot = 0.0;
@@ -89,8 +90,9 @@ void AttendRowVjp(const Values& q, const Values& k, const Values& v, const Value
   }
 }
 
-AttentionVjp AttendVjp(const Values& q, const Values& k, const Values& v, const Values& d_y) {
-  AttentionVjp out = {Values(q.size(), 0.0), Values(k.size(), 0.0), Values(v.size(), 0.0)};
+AttentionVjp AttendVjp(const VjpValues& q, const VjpValues& k, const VjpValues& v,
+                       const VjpValues& d_y) {
+  AttentionVjp out = {VjpValues(q.size(), 0.0), VjpValues(k.size(), 0.0), VjpValues(v.size(), 0.0)};
   for (int64_t r = 0; r < SyntheticBlock::kRows; ++r) {
     for (int64_t head = 0; head < SyntheticBlock::kHeads; ++head) {
       AttendRowVjp(q, k, v, d_y, r, head, &out);
@@ -99,7 +101,7 @@ AttentionVjp AttendVjp(const Values& q, const Values& k, const Values& v, const 
   return out;
 }
 
-void AddTo(const Values& values, Values* sum) {
+void AddTo(const VjpValues& values, VjpValues* sum) {
   for (size_t i = 0; i < sum->size(); ++i) (*sum)[i] += values[i];
 }
 
@@ -110,39 +112,39 @@ BlockOutputs SyntheticBlock::Gradients(const BlockTensors& tensors, int64_t wind
   const auto full = [&](const char* part) { return absl::StrCat(name_, ".", part); };
   BlockOutputs outputs, gradients;
   const BlockOutputs inputs = Inputs(tensors, window, &outputs);
-  const auto linear = [&](const char* part, const Values& d_y) {
+  const auto linear = [&](const char* part, const VjpValues& d_y) {
     const std::string weight = full(part) + ".weight";
     return LinearVjp(inputs.at(full(part)), tensors.at(weight), d_y, &gradients[weight]);
   };
-  const auto norm = [&](const char* part, const Values& x, const Values& d_y) {
+  const auto norm = [&](const char* part, const VjpValues& x, const VjpValues& d_y) {
     const std::string weight = full(part) + ".weight";
     return NormVjp(x, tensors.at(weight), d_y, &gradients[weight]);
   };
   const float* first = windows_.as<float>() + window * kRows * kHidden;
-  const Values x(first, first + kRows * kHidden);
-  Values middle = x;
+  const VjpValues x(first, first + kRows * kHidden);
+  VjpValues middle = x;
   AddTo(outputs.at("self_attn"), &middle);
 
   // MLP: down(silu(gate) up), silu'(g) = s (1 + g (1 - s)) with s = sigmoid(g).
-  const Values d_gated = linear("mlp.down_proj", d_out);
-  const Values& gate = outputs.at(full("mlp.gate_proj"));
-  const Values& up = outputs.at(full("mlp.up_proj"));
-  Values d_gate(gate.size()), d_up(gate.size());
+  const VjpValues d_gated = linear("mlp.down_proj", d_out);
+  const VjpValues& gate = outputs.at(full("mlp.gate_proj"));
+  const VjpValues& up = outputs.at(full("mlp.up_proj"));
+  VjpValues d_gate(gate.size()), d_up(gate.size());
   for (size_t i = 0; i < gate.size(); ++i) {
     const double s = 1.0 / (1.0 + std::exp(-gate[i]));
     d_up[i] = d_gated[i] * gate[i] * s;
     d_gate[i] = d_gated[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
   }
-  Values d_m = linear("mlp.gate_proj", d_gate);
+  VjpValues d_m = linear("mlp.gate_proj", d_gate);
   AddTo(linear("mlp.up_proj", d_up), &d_m);
-  Values d_middle = d_out;
+  VjpValues d_middle = d_out;
   AddTo(norm("post_attention_layernorm", middle, d_m), &d_middle);
 
-  const Values d_attended = linear("self_attn.o_proj", d_middle);
+  const VjpValues d_attended = linear("self_attn.o_proj", d_middle);
   const AttentionVjp d =
       AttendVjp(outputs.at(full("self_attn.q_proj")), outputs.at(full("self_attn.k_proj")),
                 outputs.at(full("self_attn.v_proj")), d_attended);
-  Values d_h = linear("self_attn.q_proj", d.d_q);
+  VjpValues d_h = linear("self_attn.q_proj", d.d_q);
   AddTo(linear("self_attn.k_proj", d.d_k), &d_h);
   AddTo(linear("self_attn.v_proj", d.d_v), &d_h);
   norm("input_layernorm", x, d_h);
