@@ -206,8 +206,8 @@ static qm_status descend(qm_call* c, const qm_host_block* host, part* parts, uin
 }
 
 static qm_status tune_plan(qm_call* c, const qm_block_info* b, qm_quant_plan* out) {
-  if (is(c, "crash-plan")) raise(SIGSEGV);
   if (!c->opt_i64(c, "tune")) return c->fail(c, QM_UNIMPLEMENTED, "tune is 0");
+  if (is(c, "crash-plan")) raise(SIGSEGV);
   if (is(c, "refuse")) return c->fail(c, QM_INVALID_ARGUMENT, "not this block; use another");
   if (b->weights || b->site_count) return c->fail(c, QM_INTERNAL, "too much is told");
   out->scratch_bytes = is(c, "greedy") ? 1024 : 1 << 26;
