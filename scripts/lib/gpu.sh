@@ -51,6 +51,7 @@ gpu_use_tree() {
     fi
   done
   if [[ -d $1/shared ]]; then export QM_SHARED_DIR="$1/shared"; fi
+  if [[ -d $1/source ]]; then export QM_SOURCE_DIR="$1/source"; fi
   if [[ -d $1/lib/quantmill/plugins ]]; then
     export QUANTMILL_PLUGIN_PATH="${QUANTMILL_PLUGIN_PATH:-$1/lib/quantmill/plugins}"
   fi

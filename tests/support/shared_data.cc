@@ -42,7 +42,9 @@ std::optional<std::string> SharedPath(const std::string& relative) {
 }
 
 std::string SourcePath(const std::string& relative) {
-  return (std::filesystem::path(QM_SOURCE_DIR) / relative).string();
+  const char* directory = getenv("QM_SOURCE_DIR");
+  const std::filesystem::path base = directory ? directory : QM_SOURCE_DIR;
+  return (base / relative).string();
 }
 
 std::string MakeTempDir() {

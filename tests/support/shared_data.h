@@ -13,7 +13,8 @@ namespace quantmill::testing {
 // ../shared; nullopt if it is not there.
 std::optional<std::string> SharedPath(const std::string& relative);
 
-// Absolute path of a file in this source tree.
+// Absolute path of a file in this source tree, or below $QM_SOURCE_DIR where a bundle of tests
+// (scripts/gpu_bundle) brings what it needs of the tree.
 std::string SourcePath(const std::string& relative);
 
 // A fresh empty directory for the running test, under the system's temporary directory; removed
