@@ -42,7 +42,9 @@ void AddTensor(const SafetensorsEntry& entry, CheckpointSummary* summary) {
       {name, entry.dtype_name, shape, 1, static_cast<int64_t>(entry.bytes())});
 }
 
-bool IsDense(const SafetensorsEntry& weight) {
+// Packed codes may be stored under a dtype of floats (bnb_4bit_quant_storage), in another shape.
+bool IsDense(const SafetensorsEntry& weight, const LinearSlot& slot) {
+  if (weight.shape != std::vector<int64_t>{slot.out_features, slot.in_features}) return false;
   return weight.dtype_name == "F32" || weight.dtype_name == "F16" || weight.dtype_name == "BF16" ||
          weight.dtype_name == "F64";
 }
@@ -56,7 +58,7 @@ void CountLinears(const ModelConfig& config, const Checkpoint& checkpoint,
     const CheckpointTensor* weight = checkpoint.Find(slot.name + ".weight");
     const absl::Span<const CheckpointTensor> tensors = checkpoint.TensorsUnder(slot.name + ".");
     if (tensors.empty()) continue;  // a tied head
-    if (weight != nullptr && IsDense(*weight->entry)) {
+    if (weight != nullptr && IsDense(*weight->entry, slot)) {
       ++summary->dense_linears;
       continue;
     }
