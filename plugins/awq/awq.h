@@ -129,7 +129,8 @@ struct Site {
 class Block {
  public:
   // INVALID_ARGUMENT where a group size does not divide.
-  static qm_status Read(qm_call* call, const qm_block_info& info, Block* out);
+  static qm_status Read(qm_call* call, const qm_block_info& info, const qm_next_rounding& otherwise,
+                        Block* out);
 
   const qm_block_info& info() const { return *info_; }
   const std::vector<Rounding>& roundings() const { return roundings_; }

@@ -94,11 +94,14 @@ int64_t Block::Find(std::string_view name) const {
   return -1;
 }
 
-qm_status Block::Read(qm_call* call, const qm_block_info& info, Block* out) {
+qm_status Block::Read(qm_call* call, const qm_block_info& info, const qm_next_rounding& otherwise,
+                      Block* out) {
   out->info_ = &info;
   out->roundings_.resize(info.linear_count);
   for (uint64_t i = 0; i < info.linear_count; ++i) {
-    QM_TRY(ReadRounding(call, *info.linears[i], info.next_roundings[i], &out->roundings_[i]));
+    const qm_next_rounding& next =
+        info.next_roundings[i].bits != 0 ? info.next_roundings[i] : otherwise;
+    QM_TRY(ReadRounding(call, *info.linears[i], next, &out->roundings_[i]));
   }
   for (uint64_t s = 0; s < info.site_count; ++s) {
     Site site;

@@ -121,6 +121,28 @@ TEST(AwqClip, LimitsAreThoseOfTheScaledWeights) {
   for (const Edit& edit : edits) EXPECT_EQ(edit.kind, QM_EDIT_SCALE);
 }
 
+// Before a stage that does not say how it rounds, the stage's own options give what it would.
+TEST(AwqClip, PreparesForWhatItsOwnOptionsSay) {
+  FakeCall call;
+  call.Defaults(Method("awq"));
+  Layer layer(&call);
+  AddAttention(&layer);
+  const qm_next_rounding next = layer.roundings[0];
+  for (const char* method : {"awq.scale", "awq.clip"}) {
+    std::vector<Edit> told, own;
+    ASSERT_EQ(Propose(&call, &layer, method, &told), QM_OK) << call.error();
+    layer.roundings.assign(4, {0, 0, -1});
+    call.Set("bits", std::to_string(next.bits))
+        .Set("group_size", std::to_string(next.group_size))
+        .Set("symmetric", next.symmetric != 0 ? "true" : "false");
+    ASSERT_EQ(Propose(&call, &layer, method, &own), QM_OK) << call.error();
+    layer.roundings.assign(4, next);
+    ASSERT_EQ(own.size(), told.size());
+    EXPECT_FALSE(own.empty()) << method;
+    for (size_t i = 0; i < own.size(); ++i) EXPECT_EQ(own[i].value, told[i].value);
+  }
+}
+
 // ---- refusals -----------------------------------------------------------------------------------
 
 std::string PlanError(FakeCall* call, Layer* layer, const std::string& method) {
@@ -141,8 +163,11 @@ TEST(AwqRefuses, WhatItCannotPrepareFor) {
   AddAttention(&layer);
   const std::vector<qm_next_rounding> good = layer.roundings;
   layer.roundings.assign(4, {0, 0, -1});
+  call.Set("bits", "0");
   EXPECT_TRUE(Contains(PlanError(&call, &layer, "awq.scale"), "later stage")) << call.error();
-  EXPECT_TRUE(Contains(PlanError(&call, &layer, "awq.clip"), "later stage"));
+  EXPECT_TRUE(Contains(PlanError(&call, &layer, "awq.clip"), "own options (bits: 4"));
+  call.Set("bits", "4").Set("group_size", "13");
+  EXPECT_TRUE(Contains(PlanError(&call, &layer, "awq.clip"), "group_size 13"));
   layer.roundings = good;
   layer.roundings[2].group_size = 13;
   EXPECT_TRUE(Contains(PlanError(&call, &layer, "awq.scale"), "group_size 13")) << call.error();

@@ -46,8 +46,23 @@ constexpr qm_option kOptions[] = {
     kLoss,
     kWindows,
 };
-constexpr qm_option kScaleOptions[] = {kGrid, kDuoScaling, kLoss, kWindows};
-constexpr qm_option kClipOptions[] = {kGrid};
+// What to prepare for where no later stage says it by its own options of these names.
+constexpr qm_option kOwnBits = {"bits",
+                                "0",
+                                "0|2|3|4|8",
+                                "Rounding to prepare for where the next packing stage has no such "
+                                "option (nf4, eetq): width of a "
+                                "code; 0 = refuse there.",
+                                QM_OPT_I64,
+                                0};
+constexpr qm_option kOwnGroupSize = {
+    "group_size", "128", "-1..1048576", "With bits: inputs that share a scale; -1 = all of a row.",
+    QM_OPT_I64,   0};
+constexpr qm_option kOwnSymmetric = {
+    "symmetric", "false", nullptr, "With bits: zero point fixed in the middle.", QM_OPT_BOOL, 0};
+constexpr qm_option kScaleOptions[] = {kGrid,    kDuoScaling,   kLoss,        kWindows,
+                                       kOwnBits, kOwnGroupSize, kOwnSymmetric};
+constexpr qm_option kClipOptions[] = {kGrid, kOwnBits, kOwnGroupSize, kOwnSymmetric};
 
 // Rounds to nearest what the transform has prepared.
 struct Round {

@@ -50,6 +50,13 @@ qm_tensor HostTensor(float* data, int64_t rows, int64_t columns, int32_t rank) {
   return t;
 }
 
+// The options of awq.scale and awq.clip themselves; bits 0 = none.
+qm_next_rounding OwnRounding(qm_call* call) {
+  const auto bits = static_cast<int32_t>(qm::OptionI64(call, "bits"));
+  if (bits == 0) return {0, 0, -1};
+  return {bits, qm::OptionBool(call, "symmetric") ? 1 : 0, qm::OptionI64(call, "group_size")};
+}
+
 class Search {
  public:
   Search(qm_call* call, const Block& block, const SearchOptions& options)
@@ -157,7 +164,8 @@ qm_status CheckWork(qm_call* call, const Block& block, const SearchOptions& opti
   if (!rounded) {
     return NothingToDo(call, block,
                        " is rounded to integers by a later stage; add one with the option bits, "
-                       "such as gptq");
+                       "such as gptq, or say what to prepare for with this stage's own options "
+                       "(bits: 4, group_size: 64, symmetric: true before nf4)");
   }
   if (options.scale && !options.clip && block.sites().empty()) {
     return NothingToDo(call, block,
@@ -197,7 +205,10 @@ struct Transform {
     if (kScale) QM_TRY(ReadScaleOptions(call, options));
     options->scale = kScale;
     options->clip = kClip && (!kScale || qm::OptionBool(call, "clip"));
-    QM_TRY(Block::Read(call, info, block));
+    // awq as a whole packs, so that its own bits are the next rounding already.
+    const bool whole = kScale && kClip;
+    const qm_next_rounding otherwise = whole ? qm_next_rounding{0, 0, -1} : OwnRounding(call);
+    QM_TRY(Block::Read(call, info, otherwise, block));
     return CheckWork(call, *block, *options);
   }
 

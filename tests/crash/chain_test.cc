@@ -15,6 +15,7 @@
 namespace quantmill::testing {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::Contains;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -145,6 +146,21 @@ TEST_F(ChainTest, PartsGoBeforeEveryQuantizer) {
     EXPECT_THAT(edits, Contains(HasSubstr("scale ")));
     EXPECT_THAT(edits, Contains(HasSubstr("clip ")));
   }
+}
+
+// A method that does not say how it rounds: the transform's own options do.
+TEST_F(ChainTest, PartsPrepareForWhatTheirOwnOptionsSay) {
+  constexpr char kOwn[] = "bits: 4, group_size: 64, symmetric: true";
+  const auto stages = [&](const std::string& own) {
+    return "  - {use: awq.scale, options: {" + own + "}}\n  - {use: awq.clip, options: {" + own +
+           "}}\n  - {use: nf4}\n";
+  };
+  Run("own", stages(kOwn), "bitsandbytes", kCalibration);
+  EXPECT_THAT(Edits("own.out"), AllOf(Contains(HasSubstr("scale ")), Contains(HasSubstr("clip "))));
+  const ProgramResult refused =
+      Program({"plan", Pipeline("none", stages("grid: 4"), "bitsandbytes", kCalibration)});
+  EXPECT_EQ(refused.exit_code, 3);
+  EXPECT_THAT(refused.err, HasSubstr("bits: 4, group_size: 64, symmetric: true before nf4"));
 }
 
 TEST_F(ChainTest, CutOffAnywhereAndContinuedGivesTheSameBytes) {
