@@ -142,8 +142,43 @@ TEST_F(AdapterTest, GeneratesWithIt) {
     EXPECT_EQ(result.exit_code, 0) << result.err;
     return result.out;
   };
-  EXPECT_EQ(text({"--adapter", Path("p.out")}), text({"--adapter", Path("p.out")}));
-  EXPECT_NE(text({"--adapter", Path("p.out")}), "");
+  const std::string with = text({"--adapter", Path("p.out")});
+  EXPECT_EQ(with, text({"--adapter", Path("p.out")}));
+  EXPECT_NE(with, text({}));
+  // The CPU computes in f32 whatever is asked for.
+  EXPECT_EQ(with, text({"--adapter", Path("p.out"), "--dtype", "bf16"}));
+}
+
+TEST_F(AdapterTest, ChatsWithIt) {
+  Train("p", Oftq("", ", loss: lm", 16), "peft");
+  const auto reply = [&](const std::string& more) {
+    const ProgramResult result =
+        Shell("printf 'The mill\\n' | " QM_PROGRAM " chat " + model_ +
+              " --device cpu --max-tokens 12 --json " + Path("chat.json") + more);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return Json("chat.json")["replies"].at(0).get<std::string>();
+  };
+  const std::string with = reply(" --adapter " + Path("p.out"));
+  const ProgramResult generated =
+      Program({"generate", model_, "--prompt", "The mill", "--device", "cpu", "--max-tokens", "12",
+               "--adapter", Path("p.out"), "--json", Path("generate.json")});
+  EXPECT_EQ(generated.exit_code, 0) << generated.err;
+  EXPECT_EQ(with, Json("generate.json")["text"].get<std::string>());
+  EXPECT_NE(with, reply(""));
+  EXPECT_EQ(with, reply(" --dtype bf16 --adapter " + Path("p.out")));
+}
+
+TEST_F(AdapterTest, ComputeTypesThatDoNotExistAreRefused) {
+  const std::vector<std::vector<std::string>> commands = {
+      {"chat", model_},
+      {"generate", model_, "--prompt", "x"},
+      {"eval", model_, "--text", Path("calib.txt")}};
+  for (std::vector<std::string> command : commands) {
+    command.insert(command.end(), {"--device", "cpu", "--dtype", "f64"});
+    const ProgramResult result = Program(command);
+    EXPECT_EQ(result.exit_code, 2) << command[0];
+    EXPECT_THAT(result.err, HasSubstr("use auto, f32, bf16 or f16")) << command[0];
+  }
 }
 
 TEST_F(AdapterTest, WrongFilesAreNamed) {
