@@ -147,8 +147,8 @@ std::optional<Verdict> CopyTuned(CheckedCall& call, Subject& subject, uint64_t l
     edit.kind = edits[i].kind;
     edit.target = edits[i].target == nullptr ? "" : edits[i].target;
     auto value = HostCopyOf(*subject.backend, edits[i].value, /*only_f32=*/true);
+    edit.why = std::string(value.status().message());
     if (value.ok()) edit.value = *std::move(value);
-    if (!value.ok()) edit.why = std::string(value.status().message());
     answer->edits.push_back(std::move(edit));
   }
   return std::nullopt;
