@@ -231,11 +231,20 @@ absl::StatusOr<Tensor> BlockTrials::OutputOf(const Target& target, const BlockWe
   return out;
 }
 
-absl::StatusOr<Tensor> BlockTrials::ToHost(const Tensor& tensor) const {
-  if (tensor.device().is_cpu() && tensor.dtype() == DType::kF32) return tensor;
-  QM_ASSIGN_OR_RETURN(Tensor host, Tensor::Host(DType::kF32, tensor.shape()));
-  if (tensor.elements() > 0) QM_RETURN_IF_ERROR(backend_.Copy(tensor, &host));
-  return host;
+absl::Status BlockTrials::StartTraining() {
+  if (training_ != nullptr) return absl::OkStatus();
+  QM_ASSIGN_OR_RETURN(training_, MakeTrainingOps(backend_));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<double> BlockTrials::Difference(const Tensor& a, const Tensor& b) {
+  if (a.device().is_cpu() && a.dtype() == DType::kF32) {
+    return SquaredDifference(a, b, backend_.threads());
+  }
+  // One sum comes to the host, not the outputs: a search asks for thousands of losses.
+  QM_RETURN_IF_ERROR(StartTraining());
+  QM_ASSIGN_OR_RETURN(Tensor difference, backend_.Allocate(DType::kF32, a.shape()));
+  return training_->SquaredError(a, b, 1, &difference);
 }
 
 absl::StatusOr<BlockTrials::Entry> BlockTrials::Reference(const Target& target, int64_t window) {
@@ -244,14 +253,12 @@ absl::StatusOr<BlockTrials::Entry> BlockTrials::Reference(const Target& target, 
   QM_ASSIGN_OR_RETURN(const Tensor hidden, WindowInput(window));
   Entry entry;
   QM_ASSIGN_OR_RETURN(entry.input, InputOf(target, weights_, hidden, &entry.routing));
-  Tensor output;
   if (target.part == Part::kBlock) {
     QM_ASSIGN_OR_RETURN(entry.middle, BehindAttention(weights_, hidden));
-    QM_ASSIGN_OR_RETURN(output, BlockFromMiddle(weights_, entry.middle, &entry.routing));
+    QM_ASSIGN_OR_RETURN(entry.output, BlockFromMiddle(weights_, entry.middle, &entry.routing));
   } else {
-    QM_ASSIGN_OR_RETURN(output, OutputOf(target, weights_, entry.input, &entry.routing));
+    QM_ASSIGN_OR_RETURN(entry.output, OutputOf(target, weights_, entry.input, &entry.routing));
   }
-  QM_ASSIGN_OR_RETURN(entry.output, ToHost(output));
   if (cached_bytes_ + entry.bytes() <= cache_bytes_) {
     cached_bytes_ += entry.bytes();
     cache_[window] = entry;
@@ -308,9 +315,10 @@ absl::StatusOr<double> BlockTrials::Loss(std::string_view submodule, int64_t fir
   for (int64_t window = first; window < first + count; ++window) {
     QM_ASSIGN_OR_RETURN(const Entry entry, Reference(target, window));
     QM_ASSIGN_OR_RETURN(const Tensor output, Trial(target, window, entry, weights, places));
-    QM_ASSIGN_OR_RETURN(const Tensor host, ToHost(output));
-    sum += SquaredDifference(entry.output, host, backend_.threads());
-    elements += host.elements();
+    if (output.elements() == 0) continue;
+    QM_ASSIGN_OR_RETURN(const double squares, Difference(output, entry.output));
+    sum += squares;
+    elements += output.elements();
   }
   return elements == 0 ? 0.0 : sum / static_cast<double>(elements);
 }
@@ -327,9 +335,7 @@ absl::Status BlockTrials::Vjp(int64_t window, absl::Span<const TensorOverride> o
                      "; the block's output has shape ", hidden.shape().ToString(),
                      " and its gradient must be F32, F16 or BF16"));
   }
-  if (training_ == nullptr) {
-    QM_ASSIGN_OR_RETURN(training_, MakeTrainingOps(backend_));
-  }
+  QM_RETURN_IF_ERROR(StartTraining());
   const TrainedBlock block = {&config_, block_, &weights, &rope_, 1};
   BlockTape tape;
   QM_RETURN_IF_ERROR(RunBlockOnTape(backend_, block, hidden, &tape).status());

@@ -74,7 +74,7 @@ class BlockTrials {
   struct Entry {
     Tensor input;   // of the submodule
     Tensor middle;  // kBlock: hidden states behind the attention
-    Tensor output;  // F32 on the host
+    Tensor output;
     Routing routing;
     int64_t bytes() const { return input.bytes() + middle.bytes() + output.bytes(); }
   };
@@ -99,7 +99,9 @@ class BlockTrials {
   absl::StatusOr<Entry> Reference(const Target& target, int64_t window);
   absl::StatusOr<Tensor> Trial(const Target& target, int64_t window, const Entry& entry,
                                const BlockWeights& weights, const std::vector<Place>& places);
-  absl::StatusOr<Tensor> ToHost(const Tensor& tensor) const;
+  // Sum of squared differences of two outputs.
+  absl::StatusOr<double> Difference(const Tensor& a, const Tensor& b);
+  absl::Status StartTraining();
 
   Backend& backend_;
   const ModelConfig& config_;
