@@ -5,7 +5,7 @@ option(QM_WARNINGS_AS_ERRORS "Treat compiler warnings as errors" ON)
 set(QM_CUDA AUTO CACHE STRING "Build the CUDA parts: AUTO (if nvcc is found), ON or OFF")
 set_property(CACHE QM_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(QM_CUDA_ARCHITECTURES "80-real;89-real;90a-real" CACHE STRING "GPU architectures to compile for")
-option(CMAKE_UNITY_BUILD "Compile files of a target together: half the time for the whole tree" ON)
+option(CMAKE_UNITY_BUILD "Compile files of a target together: fewer compilations for the whole tree" ON)
 set(QM_SANITIZE "" CACHE STRING "Sanitizers, e.g. address,undefined or thread")
 
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)

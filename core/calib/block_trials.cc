@@ -238,9 +238,7 @@ absl::Status BlockTrials::StartTraining() {
 }
 
 absl::StatusOr<double> BlockTrials::Difference(const Tensor& a, const Tensor& b) {
-  if (a.device().is_cpu() && a.dtype() == DType::kF32) {
-    return SquaredDifference(a, b, backend_.threads());
-  }
+  if (a.device().is_cpu()) return SquaredDifference(a, b, backend_.threads());
   // One sum comes to the host, not the outputs: a search asks for thousands of losses.
   QM_RETURN_IF_ERROR(StartTraining());
   QM_ASSIGN_OR_RETURN(Tensor difference, backend_.Allocate(DType::kF32, a.shape()));

@@ -30,7 +30,8 @@ struct TensorOverride {
 
 class BlockTrials {
  public:
-  // The block's input on one window of calibration text: [length, hidden], a copy on the device.
+  // The block's input on one window of calibration text: [length, hidden] in the activation dtype,
+  // a copy on the device.
   using Inputs = std::function<absl::StatusOr<Tensor>(int64_t window)>;
 
   // backend and config must outlive this object. Inputs and reference outputs of the submodule that
@@ -99,7 +100,7 @@ class BlockTrials {
   absl::StatusOr<Entry> Reference(const Target& target, int64_t window);
   absl::StatusOr<Tensor> Trial(const Target& target, int64_t window, const Entry& entry,
                                const BlockWeights& weights, const std::vector<Place>& places);
-  // Sum of squared differences of two outputs.
+  // Sum of squared differences of two outputs, both in the activation dtype.
   absl::StatusOr<double> Difference(const Tensor& a, const Tensor& b);
   absl::Status StartTraining();
 

@@ -182,7 +182,7 @@ absl::StatusOr<double> TrainingOps::SquaredError(const Tensor& y, const Tensor& 
   if (y.elements() == 0) return 0.0;
   QM_RETURN_IF_ERROR(DoDifference(y, target, d_y));
   QM_ASSIGN_OR_RETURN(const double sum, DoSumOfSquares({d_y, 1}));
-  QM_RETURN_IF_ERROR(DoScale(scale, d_y));
+  if (scale != 1) QM_RETURN_IF_ERROR(DoScale(scale, d_y));
   return sum;
 }
 

@@ -24,12 +24,8 @@ constexpr char kPeft[] = "peft";
 constexpr int64_t kAdapterRows = 8;
 constexpr int kMostParts = 16;  // prefixes of a description that are tried
 
-const qm_reparametrize* AdapterTable(const Subject& subject) {
-  return subject.Ext<qm_reparametrize>(QM_EXT_REPARAMETRIZE);
-}
-
 bool HasAdapters(const Subject& subject) {
-  const auto* table = AdapterTable(subject);
+  const auto* table = ReparamTable(subject);
   return QM_HAS(table, to_adapter) && table->to_adapter != nullptr && QM_HAS(table, from_adapter) &&
          table->from_adapter != nullptr;
 }
@@ -47,7 +43,7 @@ AdapterAnswer Describe(Subject& subject, const OptionValues& options, const char
   setup.options = options;
   CheckedCall call(subject, setup);
   const char* text = nullptr;
-  answer.code = Invoke(call, AdapterTable(subject)->to_adapter, target, &text);
+  answer.code = Invoke(call, ReparamTable(subject)->to_adapter, target, &text);
   if (answer.code == QM_OK && text != nullptr) answer.text = text;  // it dies with the call
   answer.violation = call.Finish(answer.code);
   answer.outcome = call.Outcome();
@@ -61,7 +57,7 @@ AdapterAnswer ReadBack(Subject& subject, const std::string& config, const char* 
   const char* given = call.Array<char>("the description of the adapter",
                                        absl::MakeConstSpan(config.c_str(), config.size() + 1));
   const char* text = nullptr;
-  answer.code = Invoke(call, AdapterTable(subject)->from_adapter, target, given, &text);
+  answer.code = Invoke(call, ReparamTable(subject)->from_adapter, target, given, &text);
   if (answer.code == QM_OK && text != nullptr) answer.text = text;
   answer.violation = call.Finish(answer.code);
   answer.outcome = call.Outcome();

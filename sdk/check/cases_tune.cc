@@ -169,9 +169,14 @@ Verdict TuneScratchBound(Subject& subject) {
   return answer.scratch_bytes <= packed.scratch_bytes ? Passed(text) : Failed("QM-P-015", text);
 }
 
-// `total` requests of a kind, of which some are refused, one in each run.
-Verdict TuneRefused(Subject& subject, const PackedBlock& packed, const TuneAnswer& clean,
-                    int64_t total, int64_t CallSetup::*which, const char* what) {
+// Requests of a kind, of which some are refused, one in each run. `count`: how many a clean run
+// makes.
+Verdict TuneRefused(Subject& subject, int64_t TuneAnswer::*count, int64_t CallSetup::*which,
+                    const char* what) {
+  PackedBlock packed(subject.seed);
+  TuneAnswer clean;
+  if (auto verdict = TuneOnce(subject, &packed, &clean)) return *verdict;
+  const int64_t total = clean.*count;
   const int64_t step = std::max<int64_t>(1, total / kMostTuneFailures);
   for (int64_t nth = 0; nth < total; nth += step) {
     CallSetup setup = packed.setup;
@@ -187,19 +192,12 @@ Verdict TuneRefused(Subject& subject, const PackedBlock& packed, const TuneAnswe
 }
 
 Verdict TuneScratchFails(Subject& subject) {
-  PackedBlock packed(subject.seed);
-  TuneAnswer clean;
-  if (auto verdict = TuneOnce(subject, &packed, &clean)) return *verdict;
-  return TuneRefused(subject, packed, clean, clean.scratch_calls, &CallSetup::fail_scratch_at,
+  return TuneRefused(subject, &TuneAnswer::scratch_calls, &CallSetup::fail_scratch_at,
                      "scratch request");
 }
 
 Verdict TuneEmitFails(Subject& subject) {
-  PackedBlock packed(subject.seed);
-  TuneAnswer clean;
-  if (auto verdict = TuneOnce(subject, &packed, &clean)) return *verdict;
-  return TuneRefused(subject, packed, clean, clean.emit_calls, &CallSetup::fail_emit_at,
-                     "emit request");
+  return TuneRefused(subject, &TuneAnswer::emit_calls, &CallSetup::fail_emit_at, "emit request");
 }
 
 // A host without autograd, and one without any service.

@@ -13,10 +13,6 @@ namespace {
 constexpr char kResult[] = "QM-P-009";
 constexpr uint64_t kMostParams = 64;
 
-const qm_reparametrize* ReparamTable(const Subject& subject) {
-  return subject.Ext<qm_reparametrize>(QM_EXT_REPARAMETRIZE);
-}
-
 CallSetup ReparamSetup(const Subject& subject) {
   CallSetup setup;
   setup.options = subject.options.empty() ? DefaultOptions(*subject.method) : subject.options;

@@ -42,6 +42,10 @@ struct Reparametrized {
 
 // The functions return a verdict when a rule was broken, else nullopt.
 
+inline const qm_reparametrize* ReparamTable(const Subject& subject) {
+  return subject.Ext<qm_reparametrize>(QM_EXT_REPARAMETRIZE);
+}
+
 // Plans and initialises on a layer whose shape plan() accepts; skipped when there is none, or when
 // a parameter is not F32.
 std::optional<Verdict> Reparametrize(Subject& subject, Reparametrized* out);

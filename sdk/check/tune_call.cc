@@ -15,7 +15,6 @@ namespace quantmill::check {
 namespace {
 
 constexpr char kTuneResult[] = "QM-C-012";
-constexpr char kTuneFormat[] = "QM-P-010";
 constexpr uint64_t kMostTuneEdits = 1024;
 constexpr uint64_t kItemsBehind = 4;  // looked at behind those of the linears
 
@@ -260,8 +259,8 @@ std::optional<Verdict> TakeTuned(Subject& subject, const PackedBlock& packed,
     if (out->packed[i].format_id.empty()) continue;  // left dense
     const absl::Status valid = subject.formats->Check(out->packed[i]);
     if (!valid.ok() && valid.code() != absl::StatusCode::kNotFound) {
-      return Failed(kTuneFormat, absl::StrCat(linears[i].name, ", tuned, is not in its format: ",
-                                              std::string(valid.message())));
+      return Failed(kContents, absl::StrCat(linears[i].name, ", tuned, is not in its format: ",
+                                            std::string(valid.message())));
     }
     absl::StatusOr<Tensor> dense = DequantizeOnHost(subject, out->packed[i]);
     if (!dense.ok()) return Skipped(std::string(dense.status().message()));

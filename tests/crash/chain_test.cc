@@ -24,8 +24,6 @@ namespace fs = std::filesystem;
 
 constexpr char kAwq[] = "  - {use: awq, options: {group_size: 64}}\n";
 constexpr char kSelf[] = "calibration: {text: self, samples: 2, sequence_length: 48}\n";
-constexpr char kChainEvaluate[] = "evaluate: {text: calib.txt, context: 128}\n";
-
 class ChainTest : public RunFixture {
  protected:
   nlohmann::json Run(const std::string& name, const std::string& stages, const std::string& target,
@@ -83,7 +81,7 @@ class ChainTest : public RunFixture {
 };
 
 TEST_F(ChainTest, AwqIsBetterThanRoundingAndReadsBack) {
-  const std::string calibration = std::string(kCalibration) + kChainEvaluate;
+  const std::string calibration = std::string(kCalibration) + kEvaluate;
   const auto plain =
       Run("plain", "  - {use: ptq, options: {group_size: 64}}\n", "quantmill", calibration);
   const double bar = plain["evaluation"]["kl_mean"];

@@ -24,15 +24,7 @@ class ReplayTest : public RunFixture {
                              "quantmill", extra),
                     {}, {"QM_HANG_SECONDS=1"});
     EXPECT_EQ(run.exit_code, 1) << run.err;
-    for (const auto& entry : fs::recursive_directory_iterator(Path("p.work/crash"))) {
-      if (entry.path().filename() != "call.json") continue;
-      const std::string directory = entry.path().parent_path().string();
-      // The message says what to type.
-      EXPECT_THAT(run.err, HasSubstr("repeat the call with: quantmill replay " + directory));
-      return directory;
-    }
-    ADD_FAILURE() << "no bundle";
-    return "";
+    return BundleLeftBy("p", run);
   }
 };
 

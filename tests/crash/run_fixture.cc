@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "gmock/gmock.h"
 #include "tests/support/shared_data.h"
 
 namespace quantmill::testing {
@@ -75,6 +76,25 @@ std::map<std::string, std::string> RunFixture::Tree(const std::string& directory
     }
   }
   return files;
+}
+
+std::string RunFixture::BundleLeftBy(const std::string& name, const ProgramResult& run) {
+  for (const auto& entry : fs::recursive_directory_iterator(Path(name + ".work/crash"))) {
+    if (entry.path().filename() != "call.json") continue;
+    const std::string directory = entry.path().parent_path().string();
+    EXPECT_THAT(run.err,
+                ::testing::HasSubstr("repeat the call with: quantmill replay " + directory));
+    return directory;
+  }
+  ADD_FAILURE() << "no bundle: " << run.err;
+  return "";
+}
+
+void RunFixture::SetOption(const std::string& bundle, const std::string& name,
+                           const std::string& value) {
+  auto call = nlohmann::json::parse(Content(bundle + "/call.json"));
+  call["options"][name] = value;
+  std::ofstream(bundle + "/call.json") << call;
 }
 
 }  // namespace quantmill::testing

@@ -21,6 +21,9 @@ class RunFixture : public ::testing::Test {
  protected:
   // The layer that the offender and its CUDA twin spoil unless told otherwise.
   static constexpr char kBadLayer[] = "model.layers.1.mlp.down_proj";
+  // Sections of a pipeline.
+  static constexpr char kEvaluate[] = "evaluate: {text: calib.txt, context: 128}\n";
+  static constexpr char kShortEvaluate[] = "evaluate: {text: calib.txt, context: 64, windows: 8}\n";
 
   void SetUp() override;
 
@@ -35,6 +38,12 @@ class RunFixture : public ::testing::Test {
   ProgramResult Shell(std::string command);
   ProgramResult RunPipeline(const std::string& path, std::vector<std::string> more = {},
                             const std::vector<std::string>& environment = {});
+
+  // The folder with a failed call that the run of Pipeline(name) left, which its message names.
+  std::string BundleLeftBy(const std::string& name, const ProgramResult& run);
+  // Changes an option of a bundle's call.
+  static void SetOption(const std::string& bundle, const std::string& name,
+                        const std::string& value);
 
   std::string Path(const std::string& name) const { return directory_ + "/" + name; }
   // Every file below a directory with its content.

@@ -33,21 +33,7 @@ class TrainReplayTest : public RunFixture {
   // The folder that run left, which its message names.
   std::string TrainedBundle(const std::string& misbehave, const ProgramResult& run) {
     EXPECT_EQ(run.exit_code, 1) << run.err;
-    for (const auto& entry :
-         std::filesystem::recursive_directory_iterator(Path(misbehave + ".work/crash"))) {
-      if (entry.path().filename() != "call.json") continue;
-      const std::string directory = entry.path().parent_path().string();
-      EXPECT_THAT(run.err, HasSubstr("repeat the call with: quantmill replay " + directory));
-      return directory;
-    }
-    ADD_FAILURE() << "no bundle: " << run.err;
-    return "";
-  }
-  static void SetOption(const std::string& bundle, const std::string& name,
-                        const std::string& value) {
-    auto call = nlohmann::json::parse(Tree(bundle)["call.json"]);
-    call["options"][name] = value;
-    std::ofstream(bundle + "/call.json") << call;
+    return BundleLeftBy(misbehave, run);
   }
   ProgramResult Mended(const std::string& bundle) {
     SetOption(bundle, "misbehave", "none");

@@ -50,8 +50,6 @@ class TransformTest : public RunFixture {
   }
 };
 
-constexpr char kEvaluate[] = "evaluate: {text: calib.txt, context: 128}\n";
-
 TEST_F(TransformTest, SmoothedModelRoundsBetter) {
   const std::string stages =
       "  - {use: ptq.smooth}\n"
@@ -325,21 +323,7 @@ class TransformReplayTest : public TransformTest {
     const ProgramResult run =
         Run(Pipeline(name, stages, "dense", extra), {}, {"QM_HANG_SECONDS=1"});
     EXPECT_EQ(run.exit_code, 1) << run.err;
-    for (const auto& entry : fs::recursive_directory_iterator(Path(name + ".work/crash"))) {
-      if (entry.path().filename() != "call.json") continue;
-      const std::string directory = entry.path().parent_path().string();
-      EXPECT_THAT(run.err, HasSubstr("repeat the call with: quantmill replay " + directory));
-      return directory;
-    }
-    ADD_FAILURE() << "no bundle";
-    return "";
-  }
-  // Changes an option of the bundle's call.
-  static void SetOption(const std::string& bundle, const std::string& name,
-                        const std::string& value) {
-    auto call = nlohmann::json::parse(Tree(bundle)["call.json"]);
-    call["options"][name] = value;
-    std::ofstream(bundle + "/call.json") << call;
+    return BundleLeftBy(name, run);
   }
 };
 

@@ -22,30 +22,14 @@ class TuneReplayTest : public RunFixture {
     return RunPipeline(Pipeline(misbehave, stages, "quantmill", kCalibration),
                        {"--plugin", QM_TUNER});
   }
-  // The folder that run left, which its message names.
-  std::string TunedBundle(const std::string& misbehave, const ProgramResult& run) {
-    for (const auto& entry :
-         std::filesystem::recursive_directory_iterator(Path(misbehave + ".work/crash"))) {
-      if (entry.path().filename() != "call.json") continue;
-      const std::string directory = entry.path().parent_path().string();
-      EXPECT_THAT(run.err, HasSubstr("repeat the call with: quantmill replay " + directory));
-      return directory;
-    }
-    ADD_FAILURE() << "no bundle: " << run.err;
-    return "";
-  }
   // Without the offence: as if the plugin had been mended.
-  static void Mend(const std::string& bundle) {
-    auto call = nlohmann::json::parse(Tree(bundle)["call.json"]);
-    call["options"]["misbehave"] = "none";
-    std::ofstream(bundle + "/call.json") << call;
-  }
+  static void Mend(const std::string& bundle) { SetOption(bundle, "misbehave", "none"); }
 };
 
 TEST_F(TuneReplayTest, CrashComesBackUntilItsCauseIsGone) {
   const ProgramResult run = RunTuner("crash");
   EXPECT_EQ(run.exit_code, 1) << run.err;
-  const std::string bundle = TunedBundle("crash", run);
+  const std::string bundle = BundleLeftBy("crash", run);
   const ProgramResult crashed = Program({"replay", bundle, "--json", Path("r.json")});
   EXPECT_EQ(crashed.exit_code, 1);
   EXPECT_THAT(crashed.out,
@@ -76,7 +60,7 @@ TEST_F(TuneReplayTest, FailuresAndWrongResultsComeBackToo) {
     SCOPED_TRACE(misbehave);
     const ProgramResult run = RunTuner(misbehave);
     EXPECT_EQ(run.exit_code, 1) << run.err;
-    const std::string bundle = TunedBundle(misbehave, run);
+    const std::string bundle = BundleLeftBy(misbehave, run);
     const ProgramResult failed = Program({"replay", bundle});
     EXPECT_EQ(failed.exit_code, 1);
     EXPECT_THAT(failed.out, AllOf(HasSubstr("outcome  failed"), HasSubstr(text)));
@@ -89,13 +73,13 @@ TEST_F(TuneReplayTest, KeepDenseNamesTheBundleAndGoesOn) {
   const ProgramResult run = RunTuner("crash", ", on_error: keep-dense");
   EXPECT_EQ(run.exit_code, 0) << run.err;
   EXPECT_THAT(run.err, HasSubstr("stays as it was packed"));
-  TunedBundle("crash", run);
+  BundleLeftBy("crash", run);
 }
 
 TEST_F(TuneReplayTest, CallOfThePlan) {
   const ProgramResult run = RunTuner("crash-plan");
   EXPECT_EQ(run.exit_code, 1) << run.err;
-  const std::string bundle = TunedBundle("crash-plan", run);
+  const std::string bundle = BundleLeftBy("crash-plan", run);
   const ProgramResult crashed = Program({"replay", bundle});
   EXPECT_EQ(crashed.exit_code, 1);
   EXPECT_THAT(crashed.out, AllOf(HasSubstr("block-tune.plan of org.example.tuner"),
@@ -105,7 +89,7 @@ TEST_F(TuneReplayTest, CallOfThePlan) {
 }
 
 TEST_F(TuneReplayTest, RefusesWhatIsDamaged) {
-  const std::string bundle = TunedBundle("fail", RunTuner("fail"));
+  const std::string bundle = BundleLeftBy("fail", RunTuner("fail"));
   const std::string json = Tree(bundle)["call.json"];
   for (const char* key : {"packed_formats", "packed_parameters", "packed_tensors"}) {
     auto call = nlohmann::json::parse(json);

@@ -41,10 +41,8 @@ class TuneTest : public RunFixture {
   }
 };
 
-constexpr char kTuneEvaluate[] = "evaluate: {text: calib.txt, context: 128}\n";
-
 TEST_F(TuneTest, TunedBlocksComeCloserToTheDenseOnes) {
-  const std::string extra = std::string(kCalibration) + kTuneEvaluate;
+  const std::string extra = std::string(kCalibration) + kEvaluate;
   ASSERT_EQ(Run(Pipeline("plain", Stage("tune: 0"), "quantmill", extra)).exit_code, 0);
   const auto plain = Result();
   EXPECT_FALSE(plain["stages"][0].contains("tuned"));

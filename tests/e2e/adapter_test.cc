@@ -17,7 +17,6 @@ using ::testing::HasSubstr;
 
 namespace fs = std::filesystem;
 
-constexpr char kAdapterEvaluation[] = "evaluate: {text: calib.txt, context: 64, windows: 8}\n";
 constexpr char kPtq[] = "  - {use: ptq, options: {bits: 4, group_size: 64}}\n";
 
 std::string Oftq(const std::string& options = "", const std::string& train = "", int steps = 8) {
@@ -33,7 +32,7 @@ class AdapterTest : public RunFixture {
     return nlohmann::json::parse(file, nullptr, false);
   }
   void Train(const std::string& name, const std::string& stages, const std::string& format) {
-    const ProgramResult result = RunPipeline(Pipeline(name, stages, format, kAdapterEvaluation),
+    const ProgramResult result = RunPipeline(Pipeline(name, stages, format, kShortEvaluate),
                                              {"--json", Path(name + ".json")});
     ASSERT_EQ(result.exit_code, 0) << result.err;
   }

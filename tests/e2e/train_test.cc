@@ -20,7 +20,6 @@ using ::testing::Not;
 
 namespace fs = std::filesystem;
 
-constexpr char kEvaluation[] = "evaluate: {text: calib.txt, context: 64, windows: 8}\n";
 constexpr char kGrid[] = "bits: 3, group_size: 64";
 
 // A few steps of 2 x 64 tokens.
@@ -45,8 +44,8 @@ class TrainTest : public RunFixture {
   // Runs a pipeline of these stages and returns the KL of its own evaluation.
   double Divergence(const std::string& name, const std::string& stages,
                     const std::string& more = "") {
-    const ProgramResult result = RunPipeline(Pipeline(name, stages, "gptq_v2", kEvaluation + more),
-                                             {"--json", Path(name + ".json")});
+    const ProgramResult result = RunPipeline(
+        Pipeline(name, stages, "gptq_v2", kShortEvaluate + more), {"--json", Path(name + ".json")});
     EXPECT_EQ(result.exit_code, 0) << result.err;
     const nlohmann::json report = Json(name + ".json");
     return result.exit_code == 0 ? report["evaluation"]["kl_mean"].get<double>() : -1;
