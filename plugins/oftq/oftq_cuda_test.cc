@@ -68,7 +68,12 @@ void Compare(const Setting& s, int64_t rows, double rounding, double tolerance) 
 
 TEST_F(OftqCuda, RotationsOfEverySize) {
   for (const int64_t block : {2, 3, 4, 5, 16, 31, 32, 33, 44, 48, 64, 96, 127, 128}) {
-    for (const int64_t terms : {0, 2, 3, 5, 12}) {
+    // Every length of the series where blocks are cheap on the CPU: it shares nothing with their
+    // size.
+    const std::vector<int64_t> lengths = block == 5 || block == 32
+                                             ? std::vector<int64_t>{0, 2, 3, 5, 12}
+                                             : std::vector<int64_t>{0, 5};
+    for (const int64_t terms : lengths) {
       for (const int64_t rows : {1, 130}) {
         Setting s;
         s.block = block;
