@@ -215,8 +215,8 @@ static qm_status tune_plan(qm_call* c, const qm_block_info* b, qm_quant_plan* ou
   return QM_OK;
 }
 
-static qm_status tune_run(qm_call* c, const qm_block_info* b, const qm_packed* packed,
-                          const qm_edit** edits, uint64_t* edit_count) {
+static qm_status tune_block(qm_call* c, const qm_block_info* b, const qm_packed* packed,
+                            const qm_edit** edits, uint64_t* edit_count) {
   if (is(c, "crash")) raise(SIGSEGV);
   if (is(c, "fail")) return c->fail(c, QM_FAILED_PRECONDITION, "the tide is out; wait six hours");
   if (is(c, "slow")) nanosleep(&(struct timespec){0, 100 * 1000 * 1000}, NULL);
@@ -286,6 +286,13 @@ static qm_status tune_run(qm_call* c, const qm_block_info* b, const qm_packed* p
   return QM_OK;
 }
 
+static qm_status tune_run(qm_call* c, const qm_block_info* b, const qm_packed* packed,
+                          const qm_edit** edits, uint64_t* edit_count) {
+  const qm_status status = tune_block(c, b, packed, edits, edit_count);
+  if (!is(c, "forgets-why") || status == QM_OK) return status;
+  return c->fail(c, QM_INTERNAL, "something went wrong");
+}
+
 static const qm_quantize_linear kQuantize = {sizeof kQuantize, round_plan, round_run, NULL};
 static const qm_block_tune kTune = {sizeof kTune, tune_plan, HALF_TABLE ? NULL : tune_run};
 static const void* ext(const qm_method* m, const char* id) {
@@ -296,7 +303,7 @@ static const void* ext(const qm_method* m, const char* id) {
 static const qm_option kOptions[] = {
     {"misbehave", MISBEHAVE,
      "none|refuse|crash|fail|slow|worse|short|unknown-name|nan|edit-weight|fail-down|stay|greedy|"
-     "restless|overwrite|beyond|excuse|all-packed|crash-plan",
+     "restless|overwrite|beyond|excuse|all-packed|crash-plan|forgets-why",
      "what to do wrong", QM_OPT_ENUM, 0},
     {"tune", "0", "0..100", "steps of tuning; 0 = none", QM_OPT_I64, 0},
     {"bits", "8", "8", "of the codes", QM_OPT_I64, 0}};

@@ -89,6 +89,10 @@ static qm_status from_adapter(qm_call* c, const char* target, const char* config
 #endif
   const char* found = strstr(config_json, "\"alpha\":");
   if (found != NULL && sscanf(found, "\"alpha\":%lf", &alpha) != 1) {
+#ifdef TAKES_TYPES
+    *options_json = "{\"alpha\":\"null\"}";
+    return QM_OK;
+#endif
     return c->fail(c, QM_INVALID_ARGUMENT, "alpha is no number; write one");
   }
 #ifdef DROPS_ALPHA

@@ -64,6 +64,10 @@ static qm_status run(qm_call* c, const qm_block_info* info, const qm_stats* cons
 #ifdef TINY_SCALE
     scale[3] = 1e-39f;
 #endif
+#ifdef RESTLESS
+    static int runs = 0;
+    scale[3] *= 1.0f + 1e-3f * (float)++runs;
+#endif
   }
 #ifdef CLIPS_HARD
   qm_edit* edit = &list[(*count)++]; /* list holds one more than there are sites */

@@ -3,10 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <iterator>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "sdk/check/runner.h"
+#include "tests/sdk/check/offences.h"
 
 namespace quantmill::check {
 namespace {
@@ -37,21 +41,11 @@ std::string Text(const CheckReport& report) {
   return text;
 }
 
-struct Offence {
-  std::string plugin;
-  std::string only;  // the case that must see it
-  State state;
-  std::string rule;
-  std::string text;  // part of what is said
-};
-
-void PrintTo(const Offence& offence, std::ostream* out) { *out << offence.plugin; }
-
 class OffendersTest : public testing::TestWithParam<Offence> {};
 
 TEST_P(OffendersTest, IsCaughtWithItsRule) {
   const Offence& offence = GetParam();
-  CheckRequest request = RequestFor(offence.plugin, "^" + offence.only + "$");
+  CheckRequest request = RequestFor(offence.plugin, absl::StrCat("^", offence.name, "$"));
   if (offence.state == State::kTimedOut) request.limit_seconds = 2;
   const auto report = CheckPlugin(request, nullptr);
   ASSERT_TRUE(report.ok()) << report.status();
@@ -63,82 +57,7 @@ TEST_P(OffendersTest, IsCaughtWithItsRule) {
   EXPECT_EQ(report->ok(), offence.state == State::kWarning);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Load, OffendersTest,
-    testing::Values(
-        Offence{"exports_too_much", "load.symbols", State::kFailed, "QM-A-001", "rounding_version"},
-        Offence{"no_symbol", "load.opens", State::kFailed, "QM-A-001", "qm_plugin_entry_v1"},
-        Offence{"null_descriptor", "load.opens", State::kFailed, "QM-P-002", "NULL"},
-        Offence{"crash_in_constructor", "load.opens", State::kCrashed, "QM-P-001", "SIG"},
-        Offence{"hang_at_load", "load.opens", State::kTimedOut, "QM-P-001", "2 s"},
-        Offence{"wrong_major", "load.version", State::kFailed, "QM-H-001", "major"},
-        Offence{"newer_minor", "load.version", State::kFailed, "QM-H-001", "newer"},
-        Offence{"bad_text", "load.descriptor", State::kFailed, "QM-P-002", "UTF-8"},
-        Offence{"bad_default", "load.descriptor", State::kFailed, "QM-P-016", "option"},
-        Offence{"short_table", "load.descriptor", State::kFailed, "QM-P-002", "too short"},
-        Offence{"tune_half_table", "load.descriptor", State::kFailed, "QM-P-002", "block-tune"},
-        Offence{"opens_file", "load.pure", State::kFailed, "QM-P-001", "opens /etc/passwd"},
-        Offence{"prints_in_entry", "load.pure", State::kFailed, "QM-P-001", "prints"},
-        Offence{"starts_thread", "load.pure", State::kFailed, "QM-P-001", "thread"},
-        Offence{"starts_cuda", "load.pure", State::kFailed, "QM-P-001", "starts CUDA"},
-        Offence{"slow_to_load", "load.scan_time", State::kWarning, "QM-P-001", "more than 100 ms"},
-        Offence{"deletable", "load.nodelete", State::kFailed, "QM-H-003", "nodelete"}));
-
-INSTANTIATE_TEST_SUITE_P(Tune, OffendersTest,
-                         testing::Values(Offence{"tune_overwrite", "tune.results_fit",
-                                                 State::kFailed, "QM-P-004", "'scale'"}));
-
-INSTANTIATE_TEST_SUITE_P(Reparam, OffendersTest,
-                         testing::Values(Offence{"reparam_needs_gradient",
-                                                 "reparam.unwanted_gradients", State::kCrashed,
-                                                 "QM-P-014", "SIGSEGV"}));
-
-INSTANTIATE_TEST_SUITE_P(
-    Abi, OffendersTest,
-    testing::Values(
-        Offence{"changes_descriptor", "abi.constant", State::kFailed, "QM-P-002", "second time"},
-        Offence{"wrong_table_size", "abi.table_sizes", State::kFailed, "QM-A-003", "sizeof"},
-        Offence{"matches_prefix", "abi.unknown_ids", State::kFailed, "QM-A-007", "whole ids"},
-        Offence{"reads_newer_field", "abi.oldest_host", State::kFailed, "QM-A-005",
-                "behind the end of the qm_linear_info"},
-        Offence{"compares_sizes", "abi.newer_host", State::kFailed, "QM-A-005", "another struct"},
-        Offence{"needs_threads", "abi.no_services", State::kFailed, "QM-P-018", "INTERNAL"}));
-
-INSTANTIATE_TEST_SUITE_P(Options, OffendersTest,
-                         testing::Values(Offence{"refuses_late", "options.defaults", State::kFailed,
-                                                 "QM-P-012", "not today"},
-                                         Offence{"bare_code", "memory.refuses_with_text",
-                                                 State::kFailed, "QM-P-005", "without a message"},
-                                         Offence{"unknown_code", "memory.refuses_with_text",
-                                                 State::kFailed, "QM-P-005", "99"}));
-
-INSTANTIATE_TEST_SUITE_P(
-    Memory, OffendersTest,
-    testing::Values(
-        Offence{"writes_past_end", "memory.fences", State::kFailed, "QM-P-014",
-                "behind the end of the emitted tensor 'zero'"},
-        Offence{"changes_input", "memory.fences", State::kFailed, "QM-P-004", "the weight"},
-        Offence{"lists_scratch", "memory.fences", State::kFailed, "QM-P-009", "not emitted"},
-        Offence{"throws", "memory.fences", State::kFailed, "QM-P-007", "exception"},
-        Offence{"exits", "memory.fences", State::kCrashed, "QM-P-007", "exit()"},
-        Offence{"segfaults", "memory.fences", State::kCrashed, "QM-P-014", "SIGSEGV"},
-        Offence{"hangs", "memory.fences", State::kTimedOut, "QM-P-008", "2 s"},
-        Offence{"keeps_pointers", "memory.nothing_kept", State::kFailed, "QM-P-003", "the weight"},
-        Offence{"too_little_scratch", "memory.scratch_bound", State::kFailed, "QM-P-015",
-                "at most 8"},
-        Offence{"forgets_why", "memory.scratch_fails", State::kFailed, "QM-P-017", "INTERNAL"},
-        Offence{"forgets_why", "memory.emit_fails", State::kFailed, "QM-P-017", "INTERNAL"},
-        Offence{"ignores_cancel", "memory.cancel", State::kFailed, "QM-P-008", "returned OK"}));
-
-INSTANTIATE_TEST_SUITE_P(Quantize, OffendersTest,
-                         testing::Values(Offence{"wrong_names", "quantize.result_is_in_its_format",
-                                                 State::kFailed, "QM-P-010", ""},
-                                         Offence{"accepts_nan", "quantize.not_finite_weights",
-                                                 State::kFailed, "QM-C-001", ""},
-                                         Offence{"not_the_same_twice", "quantize.same_bytes_twice",
-                                                 State::kFailed, "QM-P-011", ""},
-                                         Offence{"clips", "quantize.not_worse_than_plain_rounding",
-                                                 State::kFailed, "QM-C-002", ""}));
+INSTANTIATE_TEST_SUITE_P(Process, OffendersTest, testing::ValuesIn(kProcessOffences));
 
 TEST(CheckTest, APluginThatKeepsTheRulesPassesAllCases) {
   const auto report = CheckPlugin(RequestFor("rounding", ""), nullptr);
@@ -181,6 +100,18 @@ TEST(CheckTest, ADeviceThatIsNotThereIsAnErrorAndNoPass) {
   EXPECT_TRUE(absl::IsUnavailable(CheckPlugin(request, nullptr).status()));
   request.in_process = true;
   EXPECT_TRUE(absl::IsUnavailable(CheckPlugin(request, nullptr).status()));
+}
+
+// A case nothing offends may have lost its teeth.
+TEST(CheckTest, EveryCaseFindsAnOffender) {
+  std::set<std::string> found(std::begin(kCasesWithoutOffence), std::end(kCasesWithoutOffence));
+  for (const Offence& offence : kProcessOffences) found.insert(offence.name);
+  for (const Offence& offence : kCallOffences) found.insert(offence.name);
+  for (const Case& item : AllCases()) {
+    EXPECT_EQ(found.erase(item.name), 1u)
+        << "no plugin of tests/fake_plugins offends " << item.name;
+  }
+  EXPECT_THAT(found, testing::IsEmpty()) << "there are no such cases";
 }
 
 TEST(CheckTest, EveryCaseHasAGroupRulesAndASentence) {
