@@ -18,7 +18,8 @@ namespace {
 constexpr char kUnknownDigest[] = "?";
 
 SlotWorkInputs ForSlots(const EngineInputs& in) {
-  return {in.plan, in.stages, in.backend, in.runner, in.formats, in.journal, in.work_dir, in.sink};
+  return {in.plan,         in.stages,  in.backend,  in.runner, in.formats,
+          in.format_words, in.journal, in.work_dir, in.sink};
 }
 
 // The saved state of a training that is not finished.

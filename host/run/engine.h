@@ -63,6 +63,7 @@ struct EngineInputs {
   TuneRunner* tuning = nullptr;
   ReparamCalls* training = nullptr;
   PluginFormats* formats = nullptr;
+  FormatWords* format_words = nullptr;  // of `formats`; may be null
   ModelDigests* digests = nullptr;
   const JournalState* journal = nullptr;
   std::string work_dir;

@@ -107,6 +107,8 @@ class Job {
     if (!request_.last_words.empty()) {
       QM_ASSIGN_OR_RETURN(words_, LastWords::Open(request_.last_words));
     }
+    format_words_ = std::make_unique<FormatWords>(words_.get());
+    formats_->Watch(format_words_.get());
     runner_ = std::make_unique<MethodRunner>(*backend_, words_.get(), sink_);
     transforms_ = std::make_unique<TransformRunner>(*backend_, words_.get(), sink_,
                                                     plan_.pipeline.model_path + "/config.json");
@@ -219,6 +221,7 @@ class Job {
     inputs.training = training_.get();
     inputs.texts = texts_;
     inputs.formats = formats_.get();
+    inputs.format_words = format_words_.get();
     inputs.digests = digests_.get();
     inputs.journal = &request_.journal;
     inputs.work_dir = plan_.pipeline.work_dir;
@@ -379,6 +382,7 @@ class Job {
   std::vector<LoadedMethod> methods_;
   std::unique_ptr<PluginFormats> formats_;
   std::unique_ptr<LastWords> words_;
+  std::unique_ptr<FormatWords> format_words_;
   std::unique_ptr<MethodRunner> runner_;
   std::unique_ptr<TransformRunner> transforms_;
   std::unique_ptr<TuneRunner> tuning_;

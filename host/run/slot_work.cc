@@ -169,6 +169,17 @@ absl::Status SlotWorker::MeasureErrors(const GroupWork& work, const SlotTask& ta
   return absl::OkStatus();
 }
 
+nlohmann::json SlotWorker::PurposeOf(const GroupWork& work, const LinearSlot& slot) const {
+  nlohmann::json purpose = {
+      {"stage", work.stage->stage->name},
+      {"slot", slot.name},
+      {"shape", absl::StrCat("[", slot.out_features, "x", slot.in_features, "]")},
+      {"key", work.keys.attempt}};
+  const std::string bundle = ContextFor(work).BundleOf(slot.name);
+  if (!ReplayHint(bundle).empty()) purpose["bundle"] = bundle;
+  return purpose;
+}
+
 absl::StatusOr<SlotResult> SlotWorker::Accept(const GroupWork& work, size_t index,
                                               const BoundMethod& method,
                                               const ResolvedOptions& options, const SlotTask& task,
@@ -195,6 +206,7 @@ absl::StatusOr<SlotResult> SlotWorker::Accept(const GroupWork& work, size_t inde
   r.bits_per_weight = packed->BitsPerWeight();
   r.seconds = outcome.seconds;
   r.scratch_peak_bytes = static_cast<int64_t>(outcome.scratch_peak);
+  const FormatWordsScope scope(in_.format_words, PurposeOf(work, slot));
   QM_RETURN_IF_ERROR(BreaksRule(context(in_.formats->Check(*packed)), "QM-P-010"));
   const std::string& target = in_.plan->pipeline.export_format;
   if (target != "quantmill" && target != "dense") {

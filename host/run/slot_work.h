@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "core/calib/statistics.h"
 #include "core/model/weights.h"
+#include "host/run/format_words.h"
 #include "host/run/method_runner.h"
 #include "host/run/stage_set.h"
 #include "host/run/unit_keys.h"
@@ -38,6 +39,7 @@ struct SlotWorkInputs {
   Backend* backend = nullptr;
   MethodRunner* runner = nullptr;
   PluginFormats* formats = nullptr;
+  FormatWords* format_words = nullptr;  // of `formats`; may be null
   const JournalState* journal = nullptr;
   std::string work_dir;
   EventSink sink;
@@ -73,6 +75,8 @@ class SlotWorker {
   // How often the call for this slot took a worker down, and the last report of it.
   int Crashes(const std::string& attempt, const std::string& slot, std::string* how) const;
   RunContext ContextFor(const GroupWork& work) const;
+  // Last words of what a format does with the result of a slot.
+  nlohmann::json PurposeOf(const GroupWork& work, const LinearSlot& slot) const;
   // One outcome per task, however they are called.
   std::vector<SlotOutcome> Call(const GroupWork& work, const RunContext& context,
                                 absl::Span<const SlotTask> tasks);

@@ -76,6 +76,8 @@ void LastWords::End() {
   Beat();
 }
 
+bool LastWords::IsMarked() const { return record_->running.load(std::memory_order_relaxed) != 0; }
+
 void LastWords::Clear() {
   record_->size.store(0, std::memory_order_relaxed);
   record_->running.store(0, std::memory_order_release);

@@ -30,6 +30,8 @@ class LastWords {
   void EnterService();
   void LeaveService();
   void End();
+  // Between Begin and End.
+  bool IsMarked() const;
 
   // ---- supervisor ----
   void Clear();

@@ -117,6 +117,12 @@ class Supervisor {
     const nlohmann::json& call = *end.running_call;
     const std::string text = absl::StrCat(DescribeLoss(call, how), NoteOf(end));
     const std::string key = TextOf(call, "key");
+    // A format or a kernel at work for no unit: the plugin may have been another's victim.
+    const bool of_no_unit = key.empty() && !call.contains("options");
+    if (journal_ != nullptr && of_no_unit && ++host_losses_ < kAttempts) {
+      sink_(Warning(absl::StrCat(text, "; retrying once")));
+      return absl::OkStatus();
+    }
     if (journal_ == nullptr || key.empty()) {
       return absl::InternalError(absl::StrCat(text, ReplayHint(SavePlanCall(call))));
     }
@@ -187,9 +193,15 @@ class Supervisor {
 }  // namespace
 
 std::string DescribeLoss(const nlohmann::json& call, const std::string& how) {
-  return absl::StrCat("plugin ", TextOf(call, "plugin"), " ", TextOf(call, "version"), " ", how,
-                      " in ", TextOf(call, "function"), " on ", SlotList(call), " ",
-                      TextOf(call, "shape"), ", stage ", TextOf(call, "stage"));
+  std::string text = absl::StrCat("plugin ", TextOf(call, "plugin"), " ", TextOf(call, "version"),
+                                  " ", how, " in ", TextOf(call, "function"));
+  const auto add = [&text](const char* word, const std::string& what) {
+    if (!what.empty()) absl::StrAppend(&text, word, what);
+  };
+  add(" on ", SlotList(call));
+  add(" ", TextOf(call, "shape"));
+  add(", stage ", TextOf(call, "stage"));
+  return text;
 }
 
 void JournalSink::Handle(const nlohmann::json& event) {

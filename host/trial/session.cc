@@ -116,6 +116,8 @@ absl::StatusOr<std::unique_ptr<TrialSession>> TrialSession::Open(const TrialSetu
   if (!setup.last_words.empty()) {
     QM_ASSIGN_OR_RETURN(session->words_, LastWords::Open(setup.last_words));
   }
+  session->format_words_ = std::make_unique<FormatWords>(session->words_.get());
+  session->formats_->Watch(session->format_words_.get());
   session->runner_ =
       std::make_unique<MethodRunner>(*session->backend_, session->words_.get(), sink);
   session->transforms_ =
@@ -142,6 +144,10 @@ absl::StatusOr<SlotOutcome> TrialSession::RunOnce(const SlotTask& task, const st
 
 absl::Status TrialSession::Judge(const TrialCall& call, const PackedWeight& packed,
                                  TrialResult* result) {
+  const FormatWordsScope scope(
+      format_words_.get(),
+      {{"slot", call.slot.name},
+       {"shape", absl::StrCat("[", call.slot.out_features, "x", call.slot.in_features, "]")}});
   QM_RETURN_IF_ERROR(BreaksRule(formats_->Check(packed), "QM-P-010"));
   QM_ASSIGN_OR_RETURN(const Tensor dequantized,
                       DequantizeOn(*backend_, *formats_, packed, DType::kF32));

@@ -13,6 +13,7 @@
 #include "core/calib/statistics.h"
 #include "core/tensor/backend.h"
 #include "host/plugins/registry.h"
+#include "host/run/format_words.h"
 #include "host/run/method_runner.h"
 #include "host/run/train/reparam_bundle.h"
 #include "host/run/train/reparam_calls.h"
@@ -121,6 +122,7 @@ class TrialSession {
   LoadedMethod method_;
   std::unique_ptr<PluginFormats> formats_;
   std::unique_ptr<LastWords> words_;
+  std::unique_ptr<FormatWords> format_words_;
   std::unique_ptr<MethodRunner> runner_;
   std::unique_ptr<TransformRunner> transforms_;
   std::unique_ptr<TuneRunner> tuning_;

@@ -46,8 +46,10 @@ std::string LossText(const WorkerEnd& end, double hang_seconds) {
   const auto& call = end.running_call;
   const std::string note = end.BrokenRule().empty() ? "" : RuleNote(end.BrokenRule());
   if (!call) return absl::StrCat(how, " outside of plan() and run()");
+  const std::string slot = call->value("slot", "");
   return absl::StrCat(how, " in ", call->value("function", ""), " of ", call->value("plugin", ""),
-                      " on ", call->value("slot", ""), " ", call->value("shape", ""), note);
+                      slot.empty() ? "" : " on ", slot, slot.empty() ? "" : " ",
+                      call->value("shape", ""), note);
 }
 
 }  // namespace

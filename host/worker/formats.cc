@@ -57,6 +57,7 @@ absl::StatusOr<std::shared_ptr<PackedKernel>> PluginFormats::Kernel(const Packed
   for (const LoadedMethod& method : methods_) {
     const auto* table = method.Ext<qm_linear_kernel>(QM_EXT_LINEAR_KERNEL);
     if (!QM_HAS(table, accepts) || !QM_HAS(table, dequantize)) continue;
+    const WatchedCall watched(watch_, method, "linear-kernel.accepts");
     const int32_t score =
         table->accepts(weight.format_id.c_str(), weight.format_json.c_str(), backend.device().kind,
                        backend.sm(), static_cast<qm_dtype>(backend.activation_dtype()));
@@ -73,8 +74,8 @@ absl::StatusOr<std::shared_ptr<PackedKernel>> PluginFormats::Kernel(const Packed
   }
   auto& kernel = kernels_[{best == nullptr ? nullptr : best->method, weight.format_id, &backend}];
   if (kernel == nullptr) {
-    kernel =
-        best == nullptr ? MakeReferencePackedKernel(backend) : MakePluginKernel(*best, backend);
+    kernel = best == nullptr ? MakeReferencePackedKernel(backend)
+                             : MakePluginKernel(*best, backend, watch_);
   }
   return kernel;
 }
@@ -107,6 +108,7 @@ absl::Status PluginFormats::Check(const PackedWeight& weight) {
     return reference != nullptr ? absl::OkStatus() : owner.status();
   }
   if (!QM_HAS(owner->table, check)) return absl::OkStatus();
+  const WatchedCall watched(watch_, *owner->method, "format.check");
   PluginCall call(host_, FormatCall(*owner->method, "check", ""));
   const PackedView view(weight);
   return Invoke(call, owner->table->check, view.get());
@@ -117,6 +119,7 @@ absl::Status PluginFormats::CanStore(std::string_view target, std::string_view f
                                      int64_t in_features) {
   QM_ASSIGN_OR_RETURN(const Owner owner, FindFormat(format_id, target));
   if (!QM_HAS(owner.table, can_store)) return absl::OkStatus();
+  const WatchedCall watched(watch_, *owner.method, "format.can_store");
   PluginCall call(host_, FormatCall(*owner.method, "can_store", ""));
   return Invoke(call, owner.table->can_store, std::string(target).c_str(),
                 std::string(format_json).c_str(), out_features, in_features);
@@ -131,6 +134,7 @@ absl::StatusOr<FormatRegistry::Stored> PluginFormats::ToCheckpoint(std::string_v
     return absl::UnimplementedError(
         absl::StrCat("plugin ", owner.method->method->id, " cannot write ", weight.format_id));
   }
+  const WatchedCall watched(watch_, *owner.method, "format.to_checkpoint");
   PluginCall call(host_, FormatCall(*owner.method, "to_checkpoint", layer));
   const PackedView view(weight);
   const qm_named_tensor* listed = nullptr;
@@ -168,6 +172,7 @@ absl::StatusOr<PackedWeight> PluginFormats::FromCheckpoint(std::string_view targ
   for (const LoadedMethod& method : methods_) {
     const auto* table = method.Ext<qm_format>(QM_EXT_FORMAT);
     if (!QM_HAS(table, from_checkpoint) || !Lists(*table, target)) continue;
+    const WatchedCall watched(watch_, method, "format.from_checkpoint");
     PluginCall call(host_, FormatCall(method, "from_checkpoint", layer));
     qm_packed packed = {};
     const absl::Status status = Invoke(call, table->from_checkpoint, std::string(target).c_str(),

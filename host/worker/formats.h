@@ -11,6 +11,7 @@
 #include "core/formats/packed.h"
 #include "core/tensor/backend.h"
 #include "host/plugins/registry.h"
+#include "host/worker/call_watch.h"
 #include "quantmill/all.h"
 
 namespace quantmill {
@@ -22,6 +23,9 @@ class PluginFormats : public FormatRegistry {
   // `host` is a CPU backend for the calls that work on host tensors (Check, ToCheckpoint, ...); it
   // must outlive this object, and every backend given to Kernel() the kernels it returned.
   PluginFormats(std::vector<LoadedMethod> methods, Backend& host);
+  // Told of every call of a plugin from now on. Before the first Kernel(); must outlive this object
+  // and the kernels.
+  void Watch(CallWatch* watch) { watch_ = watch; }
 
   // The kernel with the highest accepts() score; of equal ones the first.
   absl::StatusOr<std::shared_ptr<PackedKernel>> Kernel(const PackedWeight& weight,
@@ -47,6 +51,7 @@ class PluginFormats : public FormatRegistry {
 
   std::vector<LoadedMethod> methods_;
   Backend& host_;
+  CallWatch* watch_ = nullptr;
   // One kernel object per (method or null for the reference, format, backend), so that workspaces
   // are shared.
   std::map<std::tuple<const qm_method*, std::string, Backend*>, std::shared_ptr<PackedKernel>>

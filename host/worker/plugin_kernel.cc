@@ -11,40 +11,54 @@
 namespace quantmill {
 namespace {
 
+constexpr char kDequantize[] = "linear-kernel.dequantize";
+constexpr char kPrepack[] = "linear-kernel.prepack";
+constexpr char kMatMul[] = "linear-kernel.matmul";
+
 class PluginKernel : public PackedKernel {
  public:
-  PluginKernel(const LoadedMethod& method, Backend& backend)
+  PluginKernel(const LoadedMethod& method, Backend& backend, CallWatch* watch)
       : method_(method),
         table_(method.Ext<qm_linear_kernel>(QM_EXT_LINEAR_KERNEL)),
-        backend_(backend) {}
+        backend_(backend),
+        watch_(watch) {}
 
   absl::Status Dequantize(const PackedWeight& weight, Tensor* out) override {
-    PluginCall call(backend_, Settings("linear-kernel.dequantize", /*synchronize=*/true));
+    WatchedCall watched(watch_, method_, kDequantize);
+    PluginCall call(backend_, Settings(kDequantize, /*synchronize=*/true));
     const PackedView view(weight);
     qm_tensor target = out->View();
-    return Invoke(call, table_->dequantize, view.get(), &target);
+    return After(Invoke(call, table_->dequantize, view.get(), &target), watched);
   }
 
   absl::StatusOr<PackedWeight> Prepack(const PackedWeight& weight) override {
     if (!QM_HAS(table_, prepack)) return weight;
-    PluginCall call(backend_, Settings("linear-kernel.prepack", /*synchronize=*/true));
+    WatchedCall watched(watch_, method_, kPrepack);
+    PluginCall call(backend_, Settings(kPrepack, /*synchronize=*/true));
     const PackedView view(weight);
     qm_packed result = {};
-    QM_RETURN_IF_ERROR(Invoke(call, table_->prepack, view.get(), &result));
+    QM_RETURN_IF_ERROR(After(Invoke(call, table_->prepack, view.get(), &result), watched));
     return call.TakePacked(result);
   }
 
   absl::Status MatMul(const PackedWeight& weight, const Tensor& x, Tensor* out) override {
     if (!QM_HAS(table_, matmul)) return absl::UnimplementedError("this plugin has no matmul");
+    const WatchedCall watched(watch_, method_, kMatMul);
     const PackedView view(weight);
     QM_ASSIGN_OR_RETURN(void* workspace, Workspace(*view.get(), x.dim(0)));
-    PluginCall call(backend_, Settings("linear-kernel.matmul", /*synchronize=*/false));
+    PluginCall call(backend_, Settings(kMatMul, /*synchronize=*/false));
     const qm_tensor input = x.View();
     qm_tensor output = out->View();
     return Invoke(call, table_->matmul, view.get(), &input, workspace, &output);
   }
 
  private:
+  // A device that is of no more use is this call's doing.
+  absl::Status After(const absl::Status& status, WatchedCall& watched) {
+    if (!status.ok() && backend_.device().is_cuda() && !backend_.Synchronize().ok()) watched.Keep();
+    return status;
+  }
+
   CallSettings Settings(const char* function, bool synchronize) const {
     CallSettings settings;
     settings.what =
@@ -71,13 +85,15 @@ class PluginKernel : public PackedKernel {
   const LoadedMethod method_;
   const qm_linear_kernel* table_;
   Backend& backend_;
+  CallWatch* watch_;
   std::vector<Tensor> workspaces_;
 };
 
 }  // namespace
 
-std::shared_ptr<PackedKernel> MakePluginKernel(const LoadedMethod& method, Backend& backend) {
-  return std::make_shared<PluginKernel>(method, backend);
+std::shared_ptr<PackedKernel> MakePluginKernel(const LoadedMethod& method, Backend& backend,
+                                               CallWatch* watch) {
+  return std::make_shared<PluginKernel>(method, backend, watch);
 }
 
 }  // namespace quantmill

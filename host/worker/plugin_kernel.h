@@ -6,11 +6,14 @@
 
 #include "core/formats/packed.h"
 #include "host/plugins/registry.h"
+#include "host/worker/call_watch.h"
 
 namespace quantmill {
 
-// `method` has a qm.linear-kernel/1 table with at least accepts and dequantize.
-std::shared_ptr<PackedKernel> MakePluginKernel(const LoadedMethod& method, Backend& backend);
+// `method` has a qm.linear-kernel/1 table with at least accepts and dequantize. `watch` may be
+// null; it and `backend` must outlive the kernel.
+std::shared_ptr<PackedKernel> MakePluginKernel(const LoadedMethod& method, Backend& backend,
+                                               CallWatch* watch);
 
 }  // namespace quantmill
 

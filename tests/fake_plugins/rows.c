@@ -45,6 +45,23 @@ static const char kRows[] = "org.example.fmt.rows/1";
 static const char kTarget[] = "org.example.rows";
 static const qm_device kCpu = {QM_CPU, 0};
 
+/* With AT_WILL, functions of the kernel and the format do what the environment says: QM_TEST_IN
+ * names one, QM_TEST_HOW is crash, hang or fail. */
+#ifdef AT_WILL
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+static qm_status misbehave(qm_call* c, const char* function) {
+  const char *in = getenv("QM_TEST_IN"), *how = getenv("QM_TEST_HOW");
+  if (in == NULL || how == NULL || strcmp(in, function) != 0) return QM_OK;
+  if (strcmp(how, "crash") == 0) raise(SIGSEGV);
+  while (strcmp(how, "hang") == 0) pause();
+  return c->fail(c, QM_FAILED_PRECONDITION, "the moon is full; wait a week");
+}
+#else
+#define misbehave(call, function) QM_OK
+#endif
+
 /* ---- rounding ---- */
 
 static const qm_stat_request kStats[] = {{QM_STAT_HESSIAN, 0, QM_F32, 0}};
@@ -198,6 +215,7 @@ static void store(qm_tensor* t, int64_t i, float value) {
 }
 
 static qm_status dequantize(qm_call* c, const qm_packed* p, qm_tensor* weight) {
+  if (misbehave(c, "dequantize")) return QM_FAILED_PRECONDITION;
   (void)c;
   for (int64_t i = 0; i < p->out_features * p->in_features; ++i) {
     store(weight, i, value_at(p, i / p->in_features, i % p->in_features));
@@ -206,6 +224,7 @@ static qm_status dequantize(qm_call* c, const qm_packed* p, qm_tensor* weight) {
 }
 
 static qm_status prepack(qm_call* c, const qm_packed* p, qm_packed* out) {
+  if (misbehave(c, "prepack")) return QM_FAILED_PRECONDITION;
   const qm_status status = list(c, 0, p->out_features, p->in_features, out);
   if (status) return status;
   for (int t = 0; t < 2; ++t) {
@@ -218,6 +237,7 @@ static qm_status prepack(qm_call* c, const qm_packed* p, qm_packed* out) {
 
 static qm_status matmul(qm_call* c, const qm_packed* p, const qm_tensor* x, void* workspace,
                         qm_tensor* y) {
+  if (misbehave(c, "matmul")) return QM_FAILED_PRECONDITION;
   (void)c, (void)workspace;
   for (int64_t r = 0; r < x->shape[0]; ++r) {
     const int dropped = OFFENCE == DROPS_ROW_17 && r == 16;
@@ -257,6 +277,7 @@ static int is_tensor(const qm_named_tensor* t, const char* name, qm_dtype dtype,
 }
 
 static qm_status check(qm_call* c, const qm_packed* p) {
+  if (misbehave(c, "check")) return QM_FAILED_PRECONDITION;
   const int64_t n = p->out_features, k = p->in_features;
   const int good = strcmp(p->format_id, kRows) == 0 && strcmp(p->format_json, "{}") == 0 &&
                    p->tensor_count == 2 && is_tensor(&p->tensors[0], "codes", QM_I8, 2, n, k) &&
