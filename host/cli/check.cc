@@ -144,6 +144,9 @@ absl::StatusOr<int> RunCheckCommand(const Arguments& args) {
   if (!report->rejected.empty()) {
     out << "the plugin does not load, so cases of its methods were left out: " << report->rejected
         << "\n";
+  } else if (report->results.empty()) {
+    out << "no case was made: those asked for are about functions this plugin does not have, or "
+           "are slow ones (--slow)\n";
   }
   out << Summary(*report) << "\n";
   PrintAdvice(request, *report, out);

@@ -3,14 +3,14 @@
 namespace quantmill {
 
 void FormatWords::Begin(const LoadedMethod& method, const std::string& function) {
-  if (words_ == nullptr || words_->IsMarked()) return;
+  marked_ = words_ != nullptr && !words_->IsMarked();
+  if (!marked_) return;
   nlohmann::json words = purpose_;
   words["plugin"] = method.method->id;
   words["version"] = method.method->version;
   words["path"] = method.path;
   words["function"] = function;
   words_->Begin(words);
-  marked_ = true;
 }
 
 void FormatWords::End() {

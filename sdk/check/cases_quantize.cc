@@ -99,7 +99,7 @@ template <typename Change>
 Verdict MustQuantize(Subject& subject, const std::string& change_name, Change change) {
   Verdict verdict = TryChanged(subject, change_name, change);
   if (verdict.state != State::kPassed || verdict.text.rfind("refused", 0) != 0) return verdict;
-  return Failed(kDefined, absl::StrCat(change_name, " are valid weights; ", verdict.text));
+  return Failed(kDefined, absl::StrCat(change_name, " must be quantized; ", verdict.text));
 }
 
 Verdict ConstantRows(Subject& subject) {
@@ -116,6 +116,23 @@ Verdict ZeroWeights(Subject& subject) {
   return MustQuantize(subject, "zero weights", [](SyntheticLayer* layer) {
     std::fill_n(layer->weight.as<float>(), layer->weight.elements(), 0.0f);
   });
+}
+
+// What a broken training leaves behind; beyond the range of 16-bit scales, and of squares in f32.
+Verdict HugeWeights(Subject& subject) {
+  std::string seen;
+  for (const float huge : {1e4f, -1e30f}) {
+    const std::string what = absl::StrFormat("a weight of %g", huge);
+    const auto change = [huge](SyntheticLayer* layer) {
+      layer->weight.as<float>()[layer->weight.elements() / 2 + 3] = huge;
+    };
+    // The first fits 16-bit scales.
+    const Verdict verdict =
+        huge == 1e4f ? MustQuantize(subject, what, change) : TryChanged(subject, what, change);
+    if (verdict.state != State::kPassed) return verdict;
+    absl::StrAppend(&seen, seen.empty() ? "" : "; ", what, ": ", verdict.text);
+  }
+  return Passed(seen);
 }
 
 Verdict NotFiniteWeights(Subject& subject) {
@@ -471,6 +488,9 @@ std::vector<Case> QuantizeCases() {
       Quantize("constant_rows", {kDefined}, "Rows of one value give a defined result.",
                ConstantRows),
       Quantize("zero_weights", {kDefined}, "Weights of 0 give a defined result.", ZeroWeights),
+      Quantize("huge_weights", {kDefined},
+               "A weight of 1e4 gives a defined result; one of -1e30, too, or a refusal with text.",
+               HugeWeights),
       Quantize("not_finite_weights", {kDefined}, "NaN and infinite weights are refused.",
                NotFiniteWeights),
       Quantize("not_finite_inputs", {kDefined},

@@ -100,6 +100,7 @@ TEST_F(FormatOffenceTest, StopKeepsWhatIsFinishedAndReplayMakesTheCallAgain) {
       EXPECT_EQ(again.exit_code, 1) << again.err;
       EXPECT_THAT(again.out, AllOf(HasSubstr(Spoken(how)), HasSubstr(function.spoken)));
       EXPECT_EQ(Program({"replay", bundle, "--plugin", QM_FORMATS}).exit_code, 0);
+      if (how != "crash") continue;
       std::vector<std::string> resume = {"--resume", "--json", Path("r.json")};
       resume.insert(resume.end(), mended.begin(), mended.end());
       const ProgramResult resumed = RunRows(pipeline, resume);

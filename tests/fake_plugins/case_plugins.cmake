@@ -54,7 +54,7 @@ endforeach()
 quantmill_case_plugin(rows_right rows _GNU_SOURCE)
 foreach(offence any_parameters any_target check_passes_all check_refuses_all counts_threads
                 dequantizes_coarsely divides_by_channels divides_by_range drops_row_17 group_differs
-                ignores_strides loses_a_bit needs_full_rank needs_range needs_rows no_doc
+                ignores_strides loses_a_bit needs_full_rank needs_range needs_rows no_doc overflows
                 passes_nan_on prepack_changes refuses_choice refuses_widths stops_late
                 transposes_wrongly)
   string(TOUPPER ${offence} upper)

@@ -20,6 +20,7 @@ enum {
   NEEDS_RANGE,
   NEEDS_ROWS,
   NO_DOC,
+  OVERFLOWS,
   PASSES_NAN_ON,
   REFUSES_CHOICE,
   REFUSES_WIDTHS,
@@ -96,19 +97,21 @@ static float store_scale(uint16_t* scale, float value) {
 
 static qm_status round_row(qm_call* c, const qm_linear_info* info, const float* w, float factor,
                            int8_t* codes, uint16_t* stored) {
-  float low = INFINITY, high = -INFINITY;
+  float low = INFINITY, high = -INFINITY, square = 0.0f;
   for (int64_t k = 0; k < info->in_features; ++k) {
     if (!isfinite(w[k]) && OFFENCE != IGNORES_STRIDES) {
       return c->fail(c, QM_INVALID_ARGUMENT, "a weight is NaN or infinite");
     }
     low = fminf(low, w[k]);
     high = fmaxf(high, w[k]);
+    square += w[k] * w[k];
   }
   if (OFFENCE == NEEDS_RANGE && low == high) {
     return c->fail(c, QM_FAILED_PRECONDITION, "a row has no range");
   }
   const float top = fmaxf(-low, high);
   if (OFFENCE == DIVIDES_BY_RANGE) factor *= top / top;
+  if (OFFENCE == OVERFLOWS && square > 0.0f) factor *= square / square;
   const float scale = store_scale(stored, factor * (top > 0.0f ? top / 127.0f : 1.0f));
   const int down = strcmp(c->opt_str(c, "rounding"), "down") == 0;
   for (int64_t k = 0; k < info->in_features; ++k) {

@@ -116,6 +116,21 @@ TEST_F(GgufExport, GivesThePackedWeightsAndEveryOtherTensorBack) {
   }
 }
 
+TEST_F(GgufExport, DenseMatricesOfAnF16ModelStayF16) {
+  const std::string half = base_ + "/half";
+  std::filesystem::create_directory(half);
+  testing::WriteTestModel(half, DType::kF16);
+  std::filesystem::remove(half + "/tokenizer.json");
+  TestSource source = MixedForGguf();
+  ASSERT_TRUE(Export(source, half).ok());
+  const auto before = *Checkpoint::Open(half), after = *Checkpoint::Open(base_ + "/out");
+  for (const char* name :
+       {"model.embed_tokens.weight", "lm_head.weight", "model.layers.1.self_attn.o_proj.weight"}) {
+    EXPECT_EQ((*after->Get(name)).dtype(), DType::kF16) << name;
+    EXPECT_TRUE(SameBytes(*before->Get(name), *after->Get(name))) << name;
+  }
+}
+
 // Row 1 of a head of 16 rows is stored where the second pair begins: at 2.
 TEST_F(GgufExport, StoresQueriesAndKeysInterleaved) {
   TestSource source = MixedForGguf();

@@ -77,7 +77,7 @@ std::vector<NamedTensor> Copies(const qm_named_tensor* tensors, uint64_t count) 
 
 }  // namespace
 
-void WriteTestModel(const std::string& directory) {
+void WriteTestModel(const std::string& directory, DType dtype) {
   ASSERT_TRUE(WriteFile(directory + "/config.json", kConfig).ok());
   ASSERT_TRUE(WriteFile(directory + "/tokenizer.json", "{\"any\": 1}").ok());
   ASSERT_TRUE(WriteFile(directory + "/generation_config.json", "{}").ok());
@@ -86,13 +86,13 @@ void WriteTestModel(const std::string& directory) {
   ASSERT_TRUE(config.ok()) << config.status();
   std::vector<TensorDeclaration> declarations;
   for (const TensorSpec& spec : RequiredTensors(*config)) {
-    declarations.push_back({spec.name, DType::kBF16, spec.shape});
+    declarations.push_back({spec.name, dtype, spec.shape});
   }
   auto writer = CheckpointWriter::Create(directory, declarations);
   ASSERT_TRUE(writer.ok()) << writer.status();
   std::mt19937 random(5);
   for (const TensorDeclaration& d : declarations) {
-    ASSERT_TRUE((*writer)->Write(d.name, Random(DType::kBF16, d.shape, &random)).ok());
+    ASSERT_TRUE((*writer)->Write(d.name, Random(dtype, d.shape, &random)).ok());
   }
   ASSERT_TRUE((*writer)->Finish().ok());
 }

@@ -14,8 +14,8 @@
 
 namespace quantmill::testing {
 
-// Writes a two-layer llama with random weights (BF16) and tokenizer files to `directory`.
-void WriteTestModel(const std::string& directory);
+// Writes a two-layer llama with random weights (BF16 or F16) and tokenizer files to `directory`.
+void WriteTestModel(const std::string& directory, DType dtype = DType::kBF16);
 
 // Packs every slot whose name does not end in one of `dense`, with parameters by slot.
 class TestSource : public ExportSource {

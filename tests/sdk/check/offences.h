@@ -137,6 +137,7 @@ inline constexpr Offence kCallOffences[] = {
      "16 x 200"},
     {"rows_needs_range", "quantize.constant_rows", State::kFailed, "QM-C-001", "no range"},
     {"rows_divides_by_range", "quantize.zero_weights", State::kFailed, "QM-C-001", "nan"},
+    {"rows_overflows", "quantize.huge_weights", State::kFailed, "QM-C-001", "nan"},
     {"rows_passes_nan_on", "quantize.not_finite_inputs", State::kFailed, "QM-C-001", "nan"},
     {"rows_needs_full_rank", "quantize.rank_deficient_statistics", State::kFailed, "QM-C-001",
      "nan"},

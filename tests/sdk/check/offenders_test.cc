@@ -2,7 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <iterator>
 #include <set>
 #include <string>
@@ -82,6 +84,17 @@ TEST(CheckTest, APluginThatDoesNotLoadIsNotOkWhateverWasAskedFor) {
   EXPECT_FALSE(report->ok());
   EXPECT_TRUE(report->results.empty());
   EXPECT_THAT(report->rejected, testing::HasSubstr("major"));
+}
+
+TEST(CheckTest, SaysWhenNoCaseApplies) {
+  const std::string output = testing::TempDir() + "/no_case_applies";
+  const std::string command = "'" QM_PROGRAM "' check '" + FakePlugin("rounding") +
+                              "' --only '^(kernel|tune)' >'" + output + "'";
+  EXPECT_EQ(std::system(command.c_str()), 0);
+  std::ifstream file(output);
+  std::string first;
+  std::getline(file, first);
+  EXPECT_THAT(first, testing::HasSubstr("no case was made"));
 }
 
 TEST(CheckTest, WrongRequestsAreErrors) {
