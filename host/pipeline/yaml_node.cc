@@ -1,9 +1,13 @@
 #include "host/pipeline/yaml_node.h"
 
 #include <yaml-cpp/depthguard.h>
+#include <yaml-cpp/eventhandler.h>
+#include <yaml-cpp/parser.h>
 #include <yaml-cpp/yaml.h>
 
 #include <cmath>
+#include <sstream>
+#include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
@@ -87,15 +91,60 @@ class Converter {
   int nodes_ = 0;
 };
 
+// Where the first event of every document was.
+class DocumentMarks : public YAML::EventHandler {
+ public:
+  const std::vector<YAML::Mark>& marks() const { return marks_; }
+
+  void OnDocumentStart(const YAML::Mark&) override { inside_ = false; }
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark& mark, YAML::anchor_t) override { Note(mark); }
+  void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override { Note(mark); }
+  void OnScalar(const YAML::Mark& mark, const std::string&, YAML::anchor_t,
+                const std::string&) override {
+    Note(mark);
+  }
+  void OnSequenceStart(const YAML::Mark& mark, const std::string&, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {
+    Note(mark);
+  }
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark& mark, const std::string&, YAML::anchor_t,
+                  YAML::EmitterStyle::value) override {
+    Note(mark);
+  }
+  void OnMapEnd() override {}
+
+ private:
+  void Note(const YAML::Mark& mark) {
+    if (!inside_) marks_.push_back(mark);
+    inside_ = true;
+  }
+
+  std::vector<YAML::Mark> marks_;
+  bool inside_ = false;
+};
+
+// Not by YAML::LoadAll: a document that begins with a comma is empty and leaves the parser in its
+// place, so that there is always one document more.
+absl::Status ExpectOneDocument(const std::string& text, const std::string& file) {
+  std::istringstream stream(text);
+  YAML::Parser parser(stream);
+  DocumentMarks documents;
+  if (!parser.HandleNextDocument(documents)) return ErrorAt({file, 1, 1}, "the file is empty");
+  if (!parser.HandleNextDocument(documents)) return absl::OkStatus();
+  const YAML::Mark& first = documents.marks().front();
+  const YAML::Mark& second = documents.marks().back();
+  return ErrorAt(LocationOf(second, file),
+                 first.pos == second.pos
+                     ? "this is not the beginning of a value; write 'key: value' lines"
+                     : "a second document begins here; write one document per file");
+}
+
 absl::StatusOr<YamlNode> ParseOneDocument(const std::string& text, const std::string& file) {
   try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(text);
-    if (documents.empty()) return ErrorAt({file, 1, 1}, "the file is empty");
-    if (documents.size() > 1) {
-      return ErrorAt(LocationOf(documents[1].Mark(), file),
-                     "a second document begins here; write one document per file");
-    }
-    return Converter(file).Convert(documents[0], 0);
+    QM_RETURN_IF_ERROR(ExpectOneDocument(text, file));
+    return Converter(file).Convert(YAML::Load(text), 0);
   } catch (const YAML::DeepRecursion& error) {
     return ErrorAt(LocationOf(error.mark, file), "values are nested too deeply");
   } catch (const YAML::Exception& error) {

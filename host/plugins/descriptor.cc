@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
+#include "core/text/unicode.h"
 #include "host/plugins/option_value.h"
 #include "host/plugins/rule_note.h"
 
@@ -26,23 +27,6 @@ constexpr const char* kCapabilityIds[] = {QM_EXT_QUANTIZE_LINEAR, QM_EXT_BLOCK_T
 
 absl::Status Bad(const std::string& text) { return absl::FailedPreconditionError(text); }
 
-bool IsUtf8(const char* text, size_t size) {
-  for (size_t i = 0; i < size;) {
-    const unsigned char lead = static_cast<unsigned char>(text[i]);
-    const size_t more = lead < 0x80                   ? 0
-                        : lead >= 0xC2 && lead < 0xE0 ? 1
-                        : lead >= 0xE0 && lead < 0xF0 ? 2
-                        : lead >= 0xF0 && lead < 0xF5 ? 3
-                                                      : kLongestText;
-    if (more == kLongestText || i + more >= size) return false;
-    for (size_t j = 1; j <= more; ++j) {
-      if ((static_cast<unsigned char>(text[i + j]) & 0xC0) != 0x80) return false;
-    }
-    i += more + 1;
-  }
-  return true;
-}
-
 absl::Status CheckText(const char* text, const std::string& what, bool may_be_null) {
   if (text == nullptr) {
     return may_be_null ? absl::OkStatus() : Bad(absl::StrCat(what, " is NULL"));
@@ -52,7 +36,7 @@ absl::Status CheckText(const char* text, const std::string& what, bool may_be_nu
     return Bad(absl::StrCat(what, " is longer than ", kLongestText, " characters"));
   }
   if (!may_be_null && size == 0) return Bad(absl::StrCat(what, " is empty"));
-  if (!IsUtf8(text, size)) return Bad(absl::StrCat(what, " is not UTF-8"));
+  if (!IsUtf8({text, size})) return Bad(absl::StrCat(what, " is not UTF-8"));
   return absl::OkStatus();
 }
 

@@ -42,6 +42,8 @@ static const qm_method kMethod = {sizeof kMethod,
                                   "1.0.0",
 #ifdef BAD_TEXT
                                   "not UTF-8: \xff",
+#elif defined OVERLONG_TEXT
+                                  "two bytes written as three: \xe0\x92\x93",
 #else
                                   "summary",
 #endif

@@ -22,22 +22,37 @@ int64_t BackwardBytes(const ModelConfig& config, int64_t rows) {
          rows * config.intermediate_size * 2;
 }
 
-// Weights that are trained, in all and in the block with most of them; parameters; saved bytes.
+// What a stage trains, and what its adapters hold beside a tape.
 struct Trained {
-  int64_t weights = 0, largest_block = 0, parameters = 0, saved = 0;
+  int64_t weights = 0, largest_block = 0;  // weights in all, and in the block with most of them
+  int64_t parameters = 0;
+  // Bytes kept between forward and backward pass: what the method saves, and the inputs that reach
+  // a weight through an adapter. In all, and in the block with most of them.
+  int64_t kept = 0, kept_in_block = 0;
+  int64_t gradient = 0;  // bytes of the largest gradients on the way through an adapter
 };
 
-Trained CountTrained(const PipelinePlan& plan, const PreparedStage& stage, int64_t rows) {
+Trained CountTrained(const PipelinePlan& plan, const PreparedStage& stage, int64_t rows,
+                     int64_t width) {
   Trained trained;
-  std::map<int64_t, int64_t> blocks;
+  std::map<int64_t, int64_t> blocks, kept;
   for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
     const ReparamPlan* slot_plan = stage.AnyPlan(i);
     if (slot_plan == nullptr) continue;
     const size_t index = static_cast<size_t>(stage.stage->slots[i]);
     trained.parameters += AdapterBytes(stage, i) / 4;
-    trained.saved += static_cast<int64_t>(slot_plan->SavedBytes(rows));
-    if (slot_plan->kind != QM_REPARAM_WEIGHT) continue;
     const LinearSlot& slot = plan.slots[index];
+    const bool of_input = slot_plan->kind == QM_REPARAM_INPUT;
+    const int64_t bytes = static_cast<int64_t>(slot_plan->SavedBytes(rows)) +
+                          (of_input ? rows * slot.in_features * width : 0);
+    trained.kept += bytes;
+    trained.kept_in_block = std::max(trained.kept_in_block, kept[slot.block] += bytes);
+    if (slot_plan->kind != QM_REPARAM_WEIGHT) {
+      // Of the input and, where it is turned, of what it is turned to.
+      trained.gradient =
+          std::max(trained.gradient, rows * slot.in_features * 4 * (of_input ? 2 : 1));
+      continue;
+    }
     trained.weights += WeightsOf(slot);
     trained.largest_block = std::max(trained.largest_block, blocks[slot.block] += WeightsOf(slot));
   }
@@ -54,7 +69,7 @@ int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DTyp
   const TrainOptions& train = *stage.stage->train;
   const int64_t width = ElementSize(activation);
   const int64_t rows = train.MicroBatch() * train.sequence_length;
-  const Trained trained = CountTrained(plan, stage, rows);
+  const Trained trained = CountTrained(plan, stage, rows, width);
   // Trained weights stand in the place of the stored ones, as values, as computed with, and the
   // gradient of that.
   const bool teacher = train.distill || stage.HasPhase(QM_PHASE_BLOCK);
@@ -77,8 +92,9 @@ int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DTyp
                              ? config.layers * rows * config.hidden_size * width
                              : (config.layers - 1) * TapeBytes(config, rows, activation);
     const int64_t logits = kLogitCopies * 4 * std::min(kLogits, rows * config.vocab_size);
-    const int64_t block =
-        TapeBytes(config, rows, activation) + BackwardBytes(config, rows) + trained.saved;
+    const int64_t block = TapeBytes(config, rows, activation) + BackwardBytes(config, rows) +
+                          (train.checkpointing ? trained.kept_in_block : trained.kept) +
+                          trained.gradient;
     whole = values * kOptimizer + kept + std::max(logits, block);
   }
   return fixed + std::max(blocks, whole);

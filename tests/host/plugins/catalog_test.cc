@@ -81,6 +81,7 @@ INSTANTIATE_TEST_SUITE_P(
                       HostileCase{"null_id", "methods[0]: id is NULL"},
                       HostileCase{"bad_id", "method id 'Bad Id'"},
                       HostileCase{"bad_text", "summary is not UTF-8"},
+                      HostileCase{"overlong_text", "summary is not UTF-8"},
                       HostileCase{"many_options", "option_count is 281474976710655"},
                       HostileCase{"bad_default",
                                   "default of option bits does not fit: bits must be one of"},
