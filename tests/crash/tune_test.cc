@@ -23,9 +23,10 @@ class TuneTest : public RunFixture {
   static std::string Stage(const std::string& options, const std::string& more = "") {
     return "  - {name: t, use: org.example.tuner" + more + ", options: {" + options + "}}\n";
   }
-  ProgramResult Run(const std::string& pipeline, std::vector<std::string> more = {}) {
+  ProgramResult Run(const std::string& pipeline, std::vector<std::string> more = {},
+                    const std::vector<std::string>& environment = {}) {
     more.insert(more.end(), {"--plugin", QM_TUNER, "--json", Path("r.json")});
-    return RunPipeline(pipeline, more);
+    return RunPipeline(pipeline, more, environment);
   }
   nlohmann::json Result() {
     std::ifstream file(Path("r.json"));
@@ -130,14 +131,19 @@ TEST_F(TuneTest, SlotsLeftDenseAreToldSo) {
   EXPECT_EQ(Result()["stages"][0]["kept_dense"], 4);
 }
 
-TEST_F(TuneTest, CrashIsSurvived) {
-  const ProgramResult run =
-      Run(Pipeline("p", Stage("tune: 1, misbehave: crash", ", on_error: keep-dense"), "quantmill",
-                   kCalibration));
-  ASSERT_EQ(run.exit_code, 0) << run.err;
-  EXPECT_THAT(run.err, AllOf(HasSubstr("block-tune.run"), HasSubstr("SIGSEGV"),
-                             HasSubstr("twice; not tried again")));
-  EXPECT_EQ(Result()["stages"][0]["tuning_dropped"], 28);
+TEST_F(TuneTest, CrashesAndHangsAreSurvived) {
+  for (const auto& [offence, how] :
+       {std::pair("crash", "SIGSEGV"), std::pair("hang", "no progress for 1 s")}) {
+    SCOPED_TRACE(offence);
+    const std::string options = std::string("tune: 1, misbehave: ") + offence;
+    const ProgramResult run =
+        Run(Pipeline(offence, Stage(options, ", on_error: keep-dense"), "quantmill", kCalibration),
+            {}, {"QM_HANG_SECONDS=1"});
+    ASSERT_EQ(run.exit_code, 0) << run.err;
+    EXPECT_THAT(run.err, AllOf(HasSubstr("block-tune.run"), HasSubstr(how),
+                               HasSubstr("twice; not tried again")));
+    EXPECT_EQ(Result()["stages"][0]["tuning_dropped"], 28);
+  }
 }
 
 TEST_F(TuneTest, PlanKnowsWhatCannotBeTuned) {

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "quantmill/all.h"
 
@@ -218,6 +219,7 @@ static qm_status tune_plan(qm_call* c, const qm_block_info* b, qm_quant_plan* ou
 static qm_status tune_block(qm_call* c, const qm_block_info* b, const qm_packed* packed,
                             const qm_edit** edits, uint64_t* edit_count) {
   if (is(c, "crash")) raise(SIGSEGV);
+  while (is(c, "hang")) pause();
   if (is(c, "fail")) return c->fail(c, QM_FAILED_PRECONDITION, "the tide is out; wait six hours");
   if (is(c, "slow")) nanosleep(&(struct timespec){0, 100 * 1000 * 1000}, NULL);
   const qm_host_block* host = c->host_ext(c, QM_HOST_BLOCK);
@@ -302,7 +304,8 @@ static const void* ext(const qm_method* m, const char* id) {
 }
 static const qm_option kOptions[] = {
     {"misbehave", MISBEHAVE,
-     "none|refuse|crash|fail|slow|worse|short|unknown-name|nan|edit-weight|fail-down|stay|greedy|"
+     "none|refuse|crash|hang|fail|slow|worse|short|unknown-name|nan|edit-weight|fail-down|stay|"
+     "greedy|"
      "restless|overwrite|beyond|excuse|all-packed|crash-plan|forgets-why",
      "what to do wrong", QM_OPT_ENUM, 0},
     {"tune", "0", "0..100", "steps of tuning; 0 = none", QM_OPT_I64, 0},
