@@ -49,6 +49,10 @@ void LastWords::Begin(const nlohmann::json& words) {
     }
     text = shorter.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   }
+  BeginWith(text);
+}
+
+void LastWords::BeginWith(std::string_view text) {
   const size_t size = std::min(text.size(), sizeof(record_->text));
   std::memcpy(record_->text, text.data(), size);
   record_->size.store(static_cast<uint32_t>(size), std::memory_order_relaxed);

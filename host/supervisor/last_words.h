@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "absl/status/statusor.h"
 #include "nlohmann/json.hpp"
@@ -24,6 +25,8 @@ class LastWords {
   // ---- worker ----
   // A call starts. Words that do not fit are cut off with their options left out.
   void Begin(const nlohmann::json& words);
+  // The same with the words as text, for calls that take microseconds.
+  void BeginWith(std::string_view text);
   // The call is alive. [any thread]
   void Beat();
   // The call waits for a service of the host (linear algebra), which does not beat. [any thread]

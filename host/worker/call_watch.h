@@ -2,7 +2,7 @@
 #ifndef QUANTMILL_HOST_WORKER_CALL_WATCH_H_
 #define QUANTMILL_HOST_WORKER_CALL_WATCH_H_
 
-#include <string>
+#include <string_view>
 
 #include "host/plugins/registry.h"
 
@@ -12,7 +12,7 @@ class CallWatch {
  public:
   virtual ~CallWatch() = default;
   // `function`: of which table, "format.check". One call at a time.
-  virtual void Begin(const LoadedMethod& method, const std::string& function) = 0;
+  virtual void Begin(const LoadedMethod& method, std::string_view function) = 0;
   virtual void End() = 0;
 };
 
@@ -20,7 +20,7 @@ class CallWatch {
 class WatchedCall {
  public:
   // watch: may be null.
-  WatchedCall(CallWatch* watch, const LoadedMethod& method, const std::string& function)
+  WatchedCall(CallWatch* watch, const LoadedMethod& method, std::string_view function)
       : watch_(watch) {
     if (watch_ != nullptr) watch_->Begin(method, function);
   }
