@@ -269,7 +269,7 @@ std::string BenchCsv(const Json& results) {
     } else {
       parts.push_back(plain(value));
     }
-    const std::string text = absl::StrJoin(parts, "; ");
+    std::string text = absl::StrJoin(parts, "; ");
     if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
     return absl::StrCat("\"", absl::StrReplaceAll(text, {{"\"", "\"\""}}), "\"");
   };

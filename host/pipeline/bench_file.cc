@@ -138,7 +138,7 @@ class BenchReader {
   std::string Name(Section* section, const std::string& what, const SourceLocation& location,
                    std::set<std::string>* taken) {
     if (section->Require("name", absl::StrCat("name the ", what)) == nullptr) return "";
-    const std::string name = section->Text("name", "");
+    std::string name = section->Text("name", "");
     const bool good = !name.empty() && name.size() <= 64 && name[0] != '.' &&
                       std::all_of(name.begin(), name.end(), [](unsigned char c) {
                         return std::isalnum(c) || c == '-' || c == '_' || c == '.';

@@ -88,7 +88,7 @@ absl::Status TuneWorker::Attempt(const TuneWork& work, TuneOutcome* outcome,
       [&work](int64_t window) { return work.calibration->Input(window, false); }, kTrialCacheBytes);
   QM_ASSIGN_OR_RETURN(const TuneTask task, MakeTask(work, &trials));
   *outcome = runner_.Run(method, context, task);
-  const absl::Status status = Judge(work, task, *outcome, comparison, result);
+  absl::Status status = Judge(work, task, *outcome, comparison, result);
   if (status.ok()) {
     std::error_code error;
     if (context.bundle) std::filesystem::remove_all(bundle, error);

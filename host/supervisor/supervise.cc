@@ -24,7 +24,7 @@ constexpr int kAttempts = 2;
 
 absl::Status StatusOf(const nlohmann::json& event) {
   const int code = event.value("code", static_cast<int>(absl::StatusCode::kInternal));
-  const absl::Status status(static_cast<absl::StatusCode>(code), TextOf(event, "message"));
+  absl::Status status(static_cast<absl::StatusCode>(code), TextOf(event, "message"));
   switch (event.value("exit", static_cast<int>(kExitFailed))) {
     case kExitUsage:
       return UsageError(status);

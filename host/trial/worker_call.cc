@@ -32,7 +32,7 @@ class TemporaryFile {
   ~TemporaryFile() {
     if (!path_.empty()) unlink(path_.c_str());
   }
-  TemporaryFile(TemporaryFile&& other) : path_(std::exchange(other.path_, "")) {}
+  TemporaryFile(TemporaryFile&& other) noexcept : path_(std::exchange(other.path_, "")) {}
   TemporaryFile& operator=(TemporaryFile&&) = delete;
   const std::string& path() const { return path_; }
 

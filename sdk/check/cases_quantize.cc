@@ -127,7 +127,7 @@ Verdict HugeWeights(Subject& subject) {
       layer->weight.as<float>()[layer->weight.elements() / 2 + 3] = huge;
     };
     // The first fits 16-bit scales.
-    const Verdict verdict =
+    Verdict verdict =
         huge == 1e4f ? MustQuantize(subject, what, change) : TryChanged(subject, what, change);
     if (verdict.state != State::kPassed) return verdict;
     absl::StrAppend(&seen, seen.empty() ? "" : "; ", what, ": ", verdict.text);
