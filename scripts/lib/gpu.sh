@@ -52,6 +52,9 @@ gpu_use_tree() {
   done
   if [[ -d $1/shared ]]; then export QM_SHARED_DIR="$1/shared"; fi
   if [[ -d $1/source ]]; then export QM_SOURCE_DIR="$1/source"; fi
+  if [[ -f $1/lib/offenders/libqm_cuda_offender.so ]]; then
+    export QM_PROGRAM="$1/bin/quantmill" QM_OFFENDER="$1/lib/offenders/libqm_cuda_offender.so"
+  fi
   if [[ -d $1/lib/quantmill/plugins ]]; then
     export QUANTMILL_PLUGIN_PATH="${QUANTMILL_PLUGIN_PATH:-$1/lib/quantmill/plugins}"
   fi

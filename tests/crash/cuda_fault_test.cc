@@ -75,7 +75,7 @@ TEST_F(CudaFaultTest, UseGoesOnWithTheOtherMethod) {
 
 TEST_F(CudaFaultTest, TryReportsItAndGoesOnWithTheOthers) {
   const ProgramResult result =
-      Program({"try", QM_OFFENDER, "--option", "fault=true", "--device", "cuda:0", "--shape",
+      Program({"try", Offender(), "--option", "fault=true", "--device", "cuda:0", "--shape",
                "32x64", "--beside", "ptq", "--json", Path("t.json")});
   EXPECT_EQ(result.exit_code, 1) << result.err;
   for (const auto& row : ReadJson("t.json")["rows"]) {

@@ -20,6 +20,13 @@ std::string Content(const fs::path& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
+// What was built, unless the environment names another place: tests may run where they were not
+// built.
+std::string Built(const char* variable, const char* path) {
+  const char* elsewhere = std::getenv(variable);
+  return elsewhere != nullptr ? elsewhere : path;
+}
+
 std::string Quoted(const std::string& text) { return "'" + text + "'"; }
 
 }  // namespace
@@ -46,10 +53,12 @@ ProgramResult RunFixture::Program(const std::vector<std::string>& arguments,
                                   const std::vector<std::string>& environment) {
   std::string command;
   for (const std::string& setting : environment) command += setting + " ";
-  command += Quoted(QM_PROGRAM);
+  command += Quoted(Built("QM_PROGRAM", QM_PROGRAM));
   for (const std::string& argument : arguments) command += " " + Quoted(argument);
   return Shell(command);
 }
+
+std::string RunFixture::Offender() { return Built("QM_OFFENDER", QM_OFFENDER); }
 
 ProgramResult RunFixture::Shell(std::string command) {
   command += " >" + Quoted(Path("stdout")) + " 2>" + Quoted(Path("stderr"));
@@ -63,7 +72,7 @@ ProgramResult RunFixture::Shell(std::string command) {
 
 ProgramResult RunFixture::RunPipeline(const std::string& path, std::vector<std::string> more,
                                       const std::vector<std::string>& environment) {
-  std::vector<std::string> arguments = {"run", path, "--plugin", QM_OFFENDER};
+  std::vector<std::string> arguments = {"run", path, "--plugin", Offender()};
   arguments.insert(arguments.end(), more.begin(), more.end());
   return Program(arguments, environment);
 }

@@ -31,6 +31,8 @@ class RunFixture : public ::testing::Test {
   // `format`, work directory DIR/NAME.work. Returns its path.
   std::string Pipeline(const std::string& name, const std::string& stages,
                        const std::string& format = "quantmill", const std::string& extra = "");
+  // The file of the plugin that misbehaves.
+  static std::string Offender();
   // quantmill ARGUMENTS, with the offender plugin. Environment as NAME=VALUE.
   ProgramResult Program(const std::vector<std::string>& arguments,
                         const std::vector<std::string>& environment = {});
