@@ -39,7 +39,7 @@ std::string ParamsJson(const Params& params);
 //  - sorted (prepacked on the CPU): the same without group_index, the columns sorted by group;
 //    column i of it is input channel permutation[i];
 //  - tiles (prepacked on CUDA, see affine_tiles.h): tiles instead of codes, scale and zero as
-//    [groups, padded_out], permutation or null; what was stored as bytes is f32 there.
+//    [strips, groups x 16], permutation or null; what was stored as bytes is f32 there.
 struct Weight {
   Params params;
   int64_t out = 0, in = 0;
@@ -48,7 +48,6 @@ struct Weight {
   int64_t words = 0;       // per row of codes
   const int32_t* codes = nullptr;
   const uint32_t* tiles = nullptr;
-  int64_t padded_out = 0;  // rows of the tiles
   const void* scale = nullptr;
   qm_dtype scale_dtype = QM_F32;
   const void* zero = nullptr;  // null for Zero::kNone

@@ -12,21 +12,26 @@
 namespace affine_testing {
 namespace {
 
-TEST(Tiles, PlaceEveryCodeInItsOwnField) {
-  for (int bits : {2, 4, 8}) {
-    const int64_t chunks = affine::TileChunks(320, bits);
+TEST(Tiles, PlaceEveryBitInItsOwnField) {
+  constexpr int64_t kIn = 320;
+  for (int bits : {2, 3, 4, 8}) {
+    const int64_t chunks = affine::TileChunks(kIn);
+    const int64_t words = 2 * chunks * affine::kChunkUnits * affine::UnitWords(bits);
     std::set<std::pair<int64_t, int>> places;
+    const auto take = [&](int64_t word, int shift, int count) {
+      EXPECT_LT(word, words);
+      EXPECT_LE(shift + count, 32);
+      for (int i = 0; i < count; ++i) EXPECT_TRUE(places.insert({word, shift + i}).second);
+    };
     for (int64_t row = 0; row < 32; ++row) {
-      for (int64_t channel = 0; channel < 320; ++channel) {
+      for (int64_t channel = 0; channel < kIn; ++channel) {
         const affine::TilePlace place = affine::LocateTile(bits, chunks, row, channel);
-        EXPECT_LT(place.word, 2 * chunks * 128);
-        EXPECT_EQ(place.shift % bits, 0);
-        EXPECT_LE(place.shift + bits, 32);
-        EXPECT_TRUE(places.insert({place.word, place.shift}).second);
-        // A lane owns rows g and g + 8 and eight neighbouring channels.
-        EXPECT_EQ(place.word / 4 % 32, row % 8 * 4 + channel % 32 / 8);
+        take(place.word, place.shift, bits == 3 ? 2 : bits);
+        ASSERT_EQ(place.high_word >= 0, bits == 3);
+        if (bits == 3) take(place.high_word, place.high_shift, 1);
       }
     }
+    EXPECT_EQ(places.size(), 32 * kIn * bits);
   }
 }
 
@@ -106,6 +111,10 @@ std::vector<WeightSpec> CudaSpecs() {
     specs.push_back({64, 45, {bits, 16, Zero::kQ8, 0, true}, DType::kF16, false, 0});
   }
   specs.push_back({200, 512, {1, 64, Zero::kFloat}, DType::kBF16, false, 0});
+  // Groups that end inside chunks; long rows, whose channels several blocks split.
+  specs.push_back({31, 672, {4, 96, Zero::kFloat}, DType::kF32, false, 0});
+  specs.push_back({16, 4448, {3, 32, Zero::kInt}, DType::kBF16, false, 0});
+  specs.push_back({130, 8704, {4, 128, Zero::kNone}, DType::kBF16, false, 0});
   return specs;
 }
 
@@ -230,7 +239,7 @@ TEST_F(Cuda, MatmulEqualsTheReferenceWithinRounding) {
     if (Kernel()->prepack(prepack.get(), view.get(), &tiles) != QM_OK) continue;
     Wait(&prepack);
     ExpectProduct<float>(weight, &tiles, 3);
-    for (int64_t rows : {1, 2, 8, 9, 16, 17, 32, 33, 64, 65, 128}) {
+    for (int64_t rows : {1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129}) {
       ExpectProduct<qm::F16>(weight, &tiles, rows);
       ExpectProduct<qm::BF16>(weight, &tiles, rows);
     }

@@ -37,17 +37,19 @@ __device__ inline ScaleZero LoadScaleZeroAtPlace(const DeviceWeight& w, int64_t 
   return sz;
 }
 
-// Of (row, group), axis 1.
-__device__ inline ScaleZero LoadDeviceScaleZero(const DeviceWeight& w, int64_t row, int64_t group) {
-  return LoadScaleZeroAtPlace(
-      w, w.tiles != nullptr ? group * w.padded_out + row : row * w.groups + group);
+// Where scale and zero point of (row, group) lie, axis 1.
+__device__ inline int64_t GroupPlace(const DeviceWeight& w, int64_t row, int64_t group) {
+  if (w.tiles == nullptr) return row * w.groups + group;
+  return (row / kStripRows * w.groups + group) * kStripRows + row % kStripRows;
 }
 
 // The code of (row, column) in either layout; columns as stored.
 __device__ inline uint32_t LoadCode(const DeviceWeight& w, int64_t row, int64_t column) {
   if (w.tiles != nullptr) {
     const TilePlace place = LocateTile(w.tile_bits, w.chunks, row, column);
-    return (w.tiles[place.word] >> place.shift) & ((1u << w.tile_bits) - 1u);
+    const uint32_t low = w.tiles[place.word] >> place.shift;
+    if (place.high_word < 0) return low & ((1u << w.tile_bits) - 1u);
+    return (low & 3u) | (w.tiles[place.high_word] >> place.high_shift & 1u) << 2;
   }
   const int64_t bit = column * w.bits;
   const int shift = static_cast<int>(bit % 32);
@@ -64,8 +66,7 @@ __device__ inline int64_t GroupOf(const DeviceWeight& w, int64_t column) {
 // Where scale and zero point of (row, column) lie.
 __device__ inline int64_t ScalePlace(const DeviceWeight& w, int64_t row, int64_t column) {
   if (w.axis == 0) return row % w.groups * w.in + column;
-  const int64_t group = GroupOf(w, column);
-  return w.tiles != nullptr ? group * w.padded_out + row : row * w.groups + group;
+  return GroupPlace(w, row, GroupOf(w, column));
 }
 
 template <class T>
@@ -84,6 +85,7 @@ __device__ inline __nv_bfloat16 FromFloat<__nv_bfloat16>(float value) {
 }
 
 __device__ inline float AsFloat(float value) { return value; }
+__device__ inline float AsFloat(uint8_t value) { return static_cast<float>(value); }
 __device__ inline float AsFloat(__half value) { return __half2float(value); }
 __device__ inline float AsFloat(__nv_bfloat16 value) { return __bfloat162float(value); }
 

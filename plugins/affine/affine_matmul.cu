@@ -4,6 +4,7 @@
 //   2. TileKernel (affine_tile_kernel.cuh): tensor cores over tiles, for f16 and bf16. Rows are put
 //      into the order of the tiles first where the weight has a permutation.
 #include <algorithm>
+#include <cstdint>
 
 #include "affine_cuda.h"
 #include "affine_device.cuh"
@@ -49,44 +50,28 @@ __global__ void __launch_bounds__(256)
   sorted[i] = x[i / in * in + permutation[i % in]];
 }
 
-int64_t RoundUp(int64_t bytes) { return (bytes + 255) / 256 * 256; }
-
-int64_t PartialBytes(const DeviceWeight& w, int64_t rows, int strips, int warps) {
-  const int64_t splits = Splits(w, strips, warps);
-  return splits == 1 ? 0 : splits * rows * w.out * static_cast<int64_t>(sizeof(float));
-}
-
 template <class T>
 qm_status RunTiles(qm_call* call, const DeviceWeight& weight, const T* x, int64_t m,
                    void* workspace, T* y) {
   DeviceWeight w = weight;
-  char* free_space = static_cast<char*>(workspace);
   if (w.permutation != nullptr) {
-    T* sorted = reinterpret_cast<T*>(free_space);
+    T* sorted = static_cast<T*>(workspace);
     const unsigned blocks = static_cast<unsigned>((m * w.in + 255) / 256);
     PermuteKernel<<<blocks, 256, 0, qm::Stream(call)>>>(x, w.permutation, m, w.in, sorted);
     QM_CUDA(call, cudaGetLastError());
-    free_space += RoundUp(m * w.in * static_cast<int64_t>(sizeof(T)));
     x = sorted;
     w.permutation = nullptr;
   }
-  float* partial = reinterpret_cast<float*>(free_space);
-  for (int64_t first = 0; first < m; first += kSliceRows) {
-    const int rows = static_cast<int>(std::min<int64_t>(kSliceRows, m - first));
-    const T* slice = x + first * w.in;
-    T* target = y + first * w.out;
-    switch (w.tile_bits) {
-      case 2:
-        QM_TRY((MultiplyTiles<T, 2>(call, w, slice, rows, target, partial)));
-        break;
-      case 4:
-        QM_TRY((MultiplyTiles<T, 4>(call, w, slice, rows, target, partial)));
-        break;
-      default:
-        QM_TRY((MultiplyTiles<T, 8>(call, w, slice, rows, target, partial)));
-    }
+  switch (w.tile_bits) {
+    case 2:
+      return MultiplyTiles<T, 2>(call, w, x, m, y);
+    case 3:
+      return MultiplyTiles<T, 3>(call, w, x, m, y);
+    case 4:
+      return MultiplyTiles<T, 4>(call, w, x, m, y);
+    default:
+      return MultiplyTiles<T, 8>(call, w, x, m, y);
   }
-  return QM_OK;
 }
 
 template <class T>
@@ -101,13 +86,8 @@ qm_status RunPlain(qm_call* call, const DeviceWeight& w, const qm_tensor& x, qm_
 
 uint64_t CudaWorkspaceBytes(const Weight& weight, int64_t max_rows) {
   if (weight.tiles == nullptr) return 0;
-  const DeviceWeight w = ToDeviceWeight(weight);
-  const int64_t rows = std::min<int64_t>(max_rows, kCudaMaxRows);
-  const int64_t few = PartialBytes(w, std::min<int64_t>(rows, kFewRows), kFewStrips, kFewWarps);
-  const int64_t many =
-      PartialBytes(w, std::min<int64_t>(rows, kSliceRows), kManyStrips, kManyWarps);
-  const int64_t sorted = w.permutation == nullptr ? 0 : RoundUp(rows * w.in * 2);
-  return static_cast<uint64_t>(sorted + std::max(few, many));
+  if (weight.permutation == nullptr) return 0;
+  return static_cast<uint64_t>(std::min<int64_t>(max_rows, kCudaMaxRows) * weight.in * 2);
 }
 
 qm_status CudaMatmul(qm_call* call, const Weight& weight, const qm_tensor& x, void* workspace,
@@ -118,6 +98,10 @@ qm_status CudaMatmul(qm_call* call, const Weight& weight, const qm_tensor& x, vo
     if (workspace == nullptr && CudaWorkspaceBytes(weight, m) > 0) {
       return qm::Fail(call, QM_INVALID_ARGUMENT, "this product needs a workspace of ",
                       CudaWorkspaceBytes(weight, m), " bytes");
+    }
+    // Rows are copied 16 bytes at a time; they are multiples of 64 bytes.
+    if (reinterpret_cast<uintptr_t>(x.data) % 16 != 0) {
+      return qm::Fail(call, QM_INVALID_ARGUMENT, "x must lie at a multiple of 16 bytes");
     }
     if (x.dtype == QM_F16) {
       return RunTiles(call, w, static_cast<const __half*>(x.data), m, workspace,

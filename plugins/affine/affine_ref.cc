@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "affine.h"
+#include "affine_tiles.h"
 
 namespace affine {
 namespace {
@@ -62,11 +62,12 @@ qm_status Required(qm_call* call, const qm_packed& packed, const char* name,
 qm_status ReadGroupTensor(qm_call* call, const qm_packed& packed, const Weight& w, const char* name,
                           bool bytes, std::initializer_list<qm_dtype> dtypes, const qm_tensor** out,
                           const float** range) {
-  const int64_t rows = w.tiles != nullptr ? w.groups : w.scale_rows();
-  const int64_t columns = w.tiles != nullptr ? w.padded_out : w.scale_columns();
+  const bool tiles = w.tiles != nullptr;
+  const int64_t rows = tiles ? (w.out + kStripRows - 1) / kStripRows : w.scale_rows();
+  const int64_t columns = tiles ? w.groups * kStripRows : w.scale_columns();
   QM_TRY(Required(call, packed, name, out));
   if (!bytes) return CheckTensor(call, **out, name, {rows, columns}, dtypes);
-  if (w.tiles != nullptr) return CheckTensor(call, **out, name, {rows, columns}, {QM_F32});
+  if (tiles) return CheckTensor(call, **out, name, {rows, columns}, {QM_F32});
   QM_TRY(CheckTensor(call, **out, name, {rows, columns}, {QM_U8}));
   const bool of_scale = std::strcmp(name, "scale") == 0;
   const char* range_name = of_scale ? "scale_range" : "zero_range";
@@ -223,7 +224,6 @@ qm_status ReadWeight(qm_call* call, const qm_packed& packed, bool prepacked, Wei
   const qm_tensor* tensor = prepacked ? Find(packed, "tiles") : nullptr;
   if (tensor != nullptr) {
     w.tiles = static_cast<const uint32_t*>(tensor->data);
-    w.padded_out = (w.out + 15) / 16 * 16;
   } else {
     QM_TRY(Required(call, packed, "codes", &tensor));
     QM_TRY(CheckTensor(call, *tensor, "codes", {w.out, w.words}, {QM_I32}));

@@ -1,360 +1,438 @@
-// y = x W^T with W in tiles (affine_tiles.h), on tensor cores, for f16 and bf16, 1 to 64 rows at a
-// time. Not tuned yet; the choices below follow from counting bytes and instructions. Included by
-// affine_tiles_DTYPE_BITS.cu, one per dtype and width.
+// y = x W^T with W in tiles (affine_tiles.h), on tensor cores, for f16 and bf16.
 //
 // W is the first operand of mma.m16n8k16, x^T the second, so that up to eight rows of x cost one
-// instruction per tile, and a single row wastes only tensor-core time, which is idle there. Codes
-// become exact small integers code - bias in f16 or bf16; sums within a group are f32;
-// scale and zero point enter once per group, in f32:
-//   y = sum over groups of scale * (sum (code - bias) x - (zero - bias) * sum x)
-// The sum of x comes from the same instruction with a first operand of ones. Nothing but x is
+// instruction per tile, and a single row wastes only tensor-core time, which is idle there. With
+// operands base + step * code (affine_tile_decode.cuh) and sums in f32
+//   y = sum over groups of scale / step * (sum operand x - (base + zero step) * sum x),
+// where the sum of x comes from the same instruction with a first operand of ones. Nothing but x is
 // rounded before the end.
 //
-//   block: R strips of 16 outputs; its W warps (and the grid's y dimension) split the chunks of the
-//   input channels; partial sums are added in a fixed order, so equal inputs give equal bytes.
+//   grid: (tiles of rows of x, splits of the input channels, tiles of outputs). The splits of a
+//     tile are a cluster and add up through distributed shared memory.
+//   block: kDepthWarps teams, which split the input channels further. A team of kOutWarps x
+//     kRowWarps warps copies its chunks of W, x, scales and zero points to a ring of kStages stages
+//     ahead of use: the product is bound by memory, and what counts is bytes in flight.
+//   warp: kStrips strips of 16 outputs by kRowTiles times 8 rows of x.
+// All sums are added in a fixed order, so equal inputs give equal bytes.
 #ifndef QUANTMILL_PLUGINS_AFFINE_AFFINE_TILE_KERNEL_CUH_
 #define QUANTMILL_PLUGINS_AFFINE_AFFINE_TILE_KERNEL_CUH_
 
+#include <cooperative_groups.h>
+
 #include "affine_device.cuh"
-#include "affine_multiply_tiles.h"
-#include "quantmill/sdk/cuda.hpp"
+#include "affine_tile_decode.cuh"
+#include "affine_tile_memory.h"
 
 namespace affine {
 
-__device__ inline uint32_t Subtract(uint32_t value, uint32_t constant, __half) {
-  const __half2 result = __hsub2(*reinterpret_cast<const __half2*>(&value),
-                                 *reinterpret_cast<const __half2*>(&constant));
-  return *reinterpret_cast<const uint32_t*>(&result);
+__device__ inline void CopyAsync(uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
-__device__ inline uint32_t Subtract(uint32_t value, uint32_t constant, __nv_bfloat16) {
-  const __nv_bfloat162 result = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&value),
-                                        *reinterpret_cast<const __nv_bfloat162*>(&constant));
-  return *reinterpret_cast<const uint32_t*>(&result);
+// Kept in the first-level cache, for blocks on the same multiprocessor.
+__device__ inline void CopyAsyncCached(uint32_t shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
-
-// (a & b) | c in one instruction; the compiler does not always find it.
-__device__ inline uint32_t AndOr(uint32_t a, uint32_t b, uint32_t c) {
-  uint32_t result;
-  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
-  return result;
+__device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most `kPending` of this thread's latest groups are under way.
+template <int kPending>
+__device__ inline void WaitCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-
-// Integers added to a power of two show up in the low mantissa bits: 0x6400 is 1024 in f16 with
-// steps of 1, 0x4300 is 128 in bf16 with steps of 1.
-template <class T>
-struct Magic;
-template <>
-struct Magic<__half> {
-  static constexpr uint32_t kBase = 0x64006400u;
-  static constexpr uint32_t kOnes = 0x3C003C00u;
-};
-template <>
-struct Magic<__nv_bfloat16> {
-  static constexpr uint32_t kBase = 0x43004300u;
-  static constexpr uint32_t kOnes = 0x3F803F80u;
-};
-
-// First operand of instruction j of unit `unit` of a chunk: code - bias, bias = 2^(tile bits - 1).
-template <class T, int kTileBits>
-struct Decoder;
-
-template <class T>
-struct Decoder<T, 2> {
-  static __device__ inline void Run(const uint32_t* q, int unit, int j, uint32_t* a) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t fields = AndOr(q[unit] >> (2 * (i + 4 * j)), 0x00030003u, Magic<T>::kBase);
-      a[i] = Subtract(fields, Magic<T>::kBase + 0x00020002u, T{});
-    }
-  }
-};
-
-template <class T>
-struct Decoder<T, 4> {
-  static __device__ inline void Run(const uint32_t* q, int unit, int j, uint32_t* a) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t fields = AndOr(q[2 * unit + j] >> (4 * i), 0x000F000Fu, Magic<T>::kBase);
-      a[i] = Subtract(fields, Magic<T>::kBase + 0x00080008u, T{});
-    }
-  }
-};
-
-template <>
-struct Decoder<__half, 8> {
-  static __device__ inline void Run(const uint32_t* q, int, int j, uint32_t* a) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      // Bytes 0 and 1, or 2 and 3, each under a 0x64.
-      const uint32_t fields =
-          __byte_perm(q[2 * j + i / 2], 0x64646464u, i % 2 == 0 ? 0x4140u : 0x4342u);
-      a[i] = Subtract(fields, 0x64806480u, __half{});
-    }
-  }
-};
-
-template <>
-struct Decoder<__nv_bfloat16, 8> {
-  // bf16 has 8 significant bits: code - 128 fits, 128 + code would not. Through f32, where
-  // 0x4B000000 is 2^23 with steps of 1.
-  static __device__ inline float Value(uint32_t word, int byte) {
-    const uint32_t bits = __byte_perm(word, 0x4B000000u, 0x7650u + static_cast<uint32_t>(byte));
-    return __uint_as_float(bits) - 8388736.0f;  // 2^23 + 128
-  }
-  static __device__ inline void Run(const uint32_t* q, int, int j, uint32_t* a) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t word = q[2 * j + i / 2];
-      const int byte = 2 * (i % 2);
-      const __nv_bfloat162 pair = __floats2bfloat162_rn(Value(word, byte), Value(word, byte + 1));
-      a[i] = *reinterpret_cast<const uint32_t*>(&pair);
-    }
-  }
-};
-
-// c += a b for one 16x8 tile, 16 deep.
-__device__ inline void Mma(const uint32_t* a, uint32_t b0, uint32_t b1, float* c, __half) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+// The value, in a way that the compiler cannot work out again: it would do so in every round of a
+// loop rather than keep a register.
+template <class V>
+__device__ inline V Keep(V value) {
+  return __shfl_sync(0xFFFFFFFFu, value, threadIdx.x % 32);
 }
-__device__ inline void Mma(const uint32_t* a, uint32_t b0, uint32_t b1, float* c, __nv_bfloat16) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+template <class V>
+__device__ inline const V* Keep(const V* value) {
+  return reinterpret_cast<const V*>(Keep(reinterpret_cast<unsigned long long>(value)));
 }
 
-// N: tiles of 8 rows of x; R: strips per block; W: warps per block.
-template <class T, int kTileBits, int N, int R, int W>
-struct TileBlock {
-  static constexpr int kUnits = UnitsPerChunk(kTileBits);
-  static constexpr float kBias = static_cast<float>(1 << (kTileBits - 1));
-
-  const DeviceWeight& w;
-  const T* x;
-  const int m;
-  const bool has_zero;
-  const int g, t;  // lane = 4 g + t
-  int64_t strip[R];
-  float sum[R][N][4] = {};   // finished groups
-  float part[R][N][4] = {};  // the group at hand, unscaled
-  float x_sum[N][4] = {};    // sums of x over the group at hand; [2] and [3] repeat [0] and [1]
-  ScaleZero sz[R][2];        // of rows g and g + 8, of the group at hand
-  int64_t group = 0;
-  int64_t units_left = 0;  // of the group at hand
-
-  __device__ TileBlock(const DeviceWeight& weight, const T* input, int rows, int lane)
-      : w(weight),
-        x(input),
-        m(rows),
-        has_zero(weight.zero != nullptr || weight.bits != weight.tile_bits),
-        g(lane / 4),
-        t(lane % 4) {
-    const int64_t last = w.padded_out / kStripRows - 1;
-    // A strip beyond the end repeats the last one; its results are dropped.
+// The team's threads meet; barrier 0 is that of the block.
+template <class Shape>
+__device__ inline void MeetTeam(int team) {
+  if constexpr (Shape::kTeamWarps == 1) {
+    __syncwarp();
+  } else if constexpr (Shape::kDepthWarps == 1) {
+    __syncthreads();
+  } else {
 #pragma unroll
-    for (int r = 0; r < R; ++r) strip[r] = min(static_cast<int64_t>(blockIdx.x) * R + r, last);
-  }
-
-  __device__ void StartGroup() {
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      sz[r][0] = LoadDeviceScaleZero(w, strip[r] * kStripRows + g, group);
-      sz[r][1] = LoadDeviceScaleZero(w, strip[r] * kStripRows + g + 8, group);
+    for (int i = 0; i < Shape::kDepthWarps; ++i) {  // with a constant fewer barriers are reserved
+      if (i != team) continue;
+      asm volatile("bar.sync %0, %1;" ::"r"(i + 1), "n"(Shape::kTeamThreads) : "memory");
     }
   }
+}
 
-  __device__ void Seek(int64_t unit) {
-    const int64_t group_units = w.group_size / kUnit;
-    group = unit / group_units;
-    units_left = group_units - unit % group_units;
-    StartGroup();
+// Goes round equal places in shared memory.
+class Place {
+ public:
+  __device__ Place(uint32_t first, int bytes, int count)
+      : at_(first), first_(first), end_(first + bytes * count), bytes_(bytes) {}
+  __device__ uint32_t at() const { return at_; }
+  __device__ void Next() {
+    at_ += bytes_;
+    if (at_ == end_) at_ = first_;
   }
 
-  __device__ void FinishGroup() {
+ private:
+  uint32_t at_, first_, end_, bytes_;
+};
+
+// Values of rows g and g+8 of R strips, as f32.
+template <int R>
+__device__ inline void LoadRows(uint32_t address, int strip_bytes, int g, qm_dtype dtype,
+                                float (&values)[R][2]) {
+  const auto load = [&](auto one) {
 #pragma unroll
     for (int r = 0; r < R; ++r) {
 #pragma unroll
-      for (int n = 0; n < N; ++n) {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          const ScaleZero& s = sz[r][c / 2];
-          float value = part[r][n][c];
-          if (has_zero) value -= (s.zero - kBias) * x_sum[n][c];
-          sum[r][n][c] += s.scale * value;
-          part[r][n][c] = 0;
-        }
+      for (int half = 0; half < 2; ++half) {
+        values[r][half] = one(address + r * strip_bytes, g + 8 * half);
       }
     }
+  };
+  if (dtype == QM_BF16) {
+    load([](uint32_t strip, int row) {
+      return __uint_as_float(LoadShared16(strip + row * 2) << 16);
+    });
+  } else if (dtype == QM_F16) {
+    load([](uint32_t strip, int row) {
+      return __half2float(__ushort_as_half(static_cast<uint16_t>(LoadShared16(strip + row * 2))));
+    });
+  } else if (dtype == QM_U8) {
+    load([](uint32_t strip, int row) { return static_cast<float>(LoadShared8(strip + row)); });
+  } else {
+    load([](uint32_t strip, int row) { return __uint_as_float(LoadShared32(strip + row * 4)); });
+  }
+}
+
+// Where a thread of a team copies from, and the ring it copies to.
+template <class T, int kTileBits, class Shape>
+class TileLoader {
+ public:
+  static constexpr int kChunkBytes = kChunkUnits * UnitWords(kTileBits) * 4;
+
+  __device__ TileLoader(const DeviceWeight& w, const TilePlan& plan, uint32_t ring, const T* x,
+                        int64_t first_strip, int rows, int thread, int begin)
+      : plan_(plan),
+        stage_(ring, plan.stage_bytes, Shape::kStages),
+        slot_(ring + Shape::kStages * plan.stage_bytes, plan.group_bytes, plan.group_slots),
+        tile_target_(Keep(thread * 16)),
+        row_step_(w.in * kRowStep),
+        chunk_(begin) {
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
+    for (int i = 0; i < kTileCopies; ++i) {
+      const int piece = thread + i * Shape::kTeamThreads;
+      tiles_[i] = Keep(reinterpret_cast<const unsigned char*>(w.tiles) +
+                       Strip(w, first_strip, piece / kPieces) * w.chunks * kChunkBytes +
+                       piece % kPieces * 16);
+    }
+    const int row = thread / kPiecesOfRow, unit = thread % kPiecesOfRow / 4;
+    x_ = Keep(x + row * w.in + thread % kPiecesOfRow * 8);
+    x_target_ = Keep(Shape::kTileStrips * kChunkBytes + (unit * plan.rows + row) * kUnitRowBytes +
+                     thread % 4 * 16);
+    rows_left_ = Keep(rows - row);
+    first_unit_ = Keep(unit);
+    // Eight threads per strip: up to four pieces of scales, up to four of zero points.
+    const int group = begin * kChunkUnits / plan.group_units;
+    const bool zero = thread % 8 >= 4;
+    const int bytes = zero ? plan.zero_bytes : plan.scale_bytes;
+    const int offset = thread % 4 * 16;
+    copies_groups_ = Keep(thread < 8 * Shape::kTileStrips && offset < bytes ? 1 : 0);
+    group_unit_ = group * plan.group_units;
+    source_ = static_cast<const unsigned char*>(zero ? w.zero : w.scale) +
+              (Strip(w, first_strip, thread / 8) * w.groups + group) * bytes + offset;
+    group_target_ = Keep((thread / 8 * (plan.scale_bytes + plan.zero_bytes)) +
+                         (zero ? plan.scale_bytes : 0) + offset);
+    group_step_ = Keep(bytes);
+  }
+
+  // Starts the copies of the next chunk.
+  __device__ void Next() {
+    const uint32_t target = stage_.at() + tile_target_;
 #pragma unroll
-      for (int c = 0; c < 4; ++c) x_sum[n][c] = 0;
+    for (int i = 0; i < kTileCopies; ++i) {
+      constexpr bool kWhole = kTilePieces % Shape::kTeamThreads == 0;
+      if (kWhole || i + 1 < kTileCopies ||
+          tile_target_ / 16 + i * Shape::kTeamThreads < kTilePieces) {
+        CopyAsync(target + i * Shape::kTeamThreads * 16,
+                  tiles_[i] + static_cast<int64_t>(chunk_) * kChunkBytes);
+      }
+    }
+    if (chunk_ * kChunkUnits + first_unit_ < plan_.units) CopyRows();
+    stage_.Next();
+    ++chunk_;
+    const int end = min(chunk_ * kChunkUnits, plan_.units);
+    for (; group_unit_ < end; group_unit_ += plan_.group_units) {
+      if (copies_groups_ != 0) CopyAsync(slot_.at() + group_target_, source_);
+      source_ += group_step_;
+      slot_.Next();
     }
   }
 
-  __device__ void AddUnit(const uint32_t (&q)[R][4], int in_chunk, int64_t unit) {
+ private:
+  static constexpr int kPieces = kChunkBytes / 16;  // of a strip
+  static constexpr int kTilePieces = Shape::kTileStrips * kPieces;
+  static constexpr int kTileCopies = (kTilePieces + Shape::kTeamThreads - 1) / Shape::kTeamThreads;
+  static constexpr int kPiecesOfRow = kChunkUnits * 4;
+  static constexpr int kRowStep = Shape::kTeamThreads / kPiecesOfRow;
+  static constexpr int kRowCopies = (Shape::kTileRows + kRowStep - 1) / kRowStep;
+
+  // A strip beyond the end repeats the last one; its results are dropped.
+  static __device__ int64_t Strip(const DeviceWeight& w, int64_t first, int index) {
+    const int64_t strip = first + min(index, Shape::kTileStrips - 1);
+    return strip < w.strips ? strip : w.strips - 1;
+  }
+
+  // Rows lie as [unit][row][64 bytes].
+  __device__ void CopyRows() {
+    const uint32_t target = stage_.at() + x_target_;
+    const T* source = x_ + static_cast<int64_t>(chunk_) * (kChunkUnits * kUnit);
+#pragma unroll
+    for (int i = 0; i < kRowCopies; ++i) {
+      if (i * kRowStep >= rows_left_) break;
+      CopyAsyncCached(target + i * kRowStep * kUnitRowBytes, source);
+      source += row_step_;
+    }
+  }
+
+  const TilePlan& plan_;
+  Place stage_, slot_;
+  const unsigned char* tiles_[kTileCopies];  // of the first chunk of each strip
+  const T* x_;
+  const unsigned char* source_;  // scales or zero points
+  int tile_target_, x_target_, group_target_;
+  int rows_left_, first_unit_, copies_groups_, group_step_;
+  int64_t row_step_;
+  int chunk_;       // the next one
+  int group_unit_;  // first unit of the next group to copy
+};
+
+// The sums of a warp.
+template <class T, int kTileBits, class Shape>
+class TileSums {
+ public:
+  static constexpr int kUnitBytes = UnitWords(kTileBits) * 4;
+  static constexpr int kChunkBytes = kChunkUnits * kUnitBytes;
+  static constexpr int R = Shape::kStrips, N = Shape::kRowTiles;
+  using Decode = Decoder<T, kTileBits>;
+
+  float sum[R][N][4] = {};  // finished groups
+
+  __device__ TileSums(const DeviceWeight& w, const TilePlan& plan, uint32_t ring, int warp,
+                      int lane, int begin)
+      : plan_(plan),
+        stage_(ring, plan.stage_bytes, Shape::kStages),
+        slot_(ring + Shape::kStages * plan.stage_bytes +
+                  warp % Shape::kOutWarps * R * (plan.scale_bytes + plan.zero_bytes),
+              plan.group_bytes, plan.group_slots),
+        lane_(Keep(lane)),
+        tiles_(Keep(warp % Shape::kOutWarps * R * kChunkBytes)),
+        x_(Keep(Shape::kTileStrips * kChunkBytes +
+                (warp / Shape::kOutWarps * N * 8 + lane / 4) * kUnitRowBytes + lane % 4 * 16)),
+        scale_dtype_(w.scale_dtype),
+        zero_dtype_(w.zero_dtype),
+        middle_(static_cast<float>(1 << (w.bits - 1))),
+        unit_(begin * kChunkUnits),
+        units_left_(plan.group_units - unit_ % plan.group_units) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) ones_[i] = Keep(Numbers<T>::kOnes);
+  }
+
+  // The next chunk, which is in the ring.
+  __device__ void AddChunk() {
+    uint32_t tiles = stage_.at() + tiles_;
+    uint32_t x = stage_.at() + x_;
+    stage_.Next();
+    const int end = min(unit_ + kChunkUnits, plan_.units);
+#pragma unroll 1
+    for (; unit_ < end; ++unit_) {
+      AddUnit(tiles, x);
+      tiles += kUnitBytes;
+      x += plan_.rows * kUnitRowBytes;
+      if (--units_left_ == 0) FinishGroup();
+    }
+  }
+
+  // After the last chunk: what is left of a group that other teams go on with.
+  __device__ void Finish() {
+    if (units_left_ < plan_.group_units) FinishGroup();
+  }
+
+ private:
+  __device__ void AddUnit(uint32_t tiles, uint32_t x) {
+    uint32_t q[R][Decode::kWords];
     uint4 b[N];
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-      const int row = n * 8 + g;
-      b[n] = make_uint4(0, 0, 0, 0);
-      if (row < m) {
-        b[n] = __ldg(reinterpret_cast<const uint4*>(x + row * w.in + unit * kUnit + 8 * t));
-      }
-    }
+    for (int r = 0; r < R; ++r) Decode::Load(tiles + r * kChunkBytes, lane_, q[r]);
+#pragma unroll
+    for (int n = 0; n < N; ++n) b[n] = LoadShared128(x + n * 8 * kUnitRowBytes);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
+      for (int n = 0; n < N; ++n) {
+        Mma(ones_, j == 0 ? b[n].x : b[n].z, j == 0 ? b[n].y : b[n].w, x_sum_[n], T{});
+      }
+#pragma unroll
       for (int r = 0; r < R; ++r) {
         uint32_t a[4];
-        Decoder<T, kTileBits>::Run(q[r], in_chunk, j, a);
+        Decode::Run(q[r], j, a);
 #pragma unroll
         for (int n = 0; n < N; ++n) {
-          Mma(a, j == 0 ? b[n].x : b[n].z, j == 0 ? b[n].y : b[n].w, part[r][n], T{});
-        }
-      }
-      if (has_zero) {
-        const uint32_t ones[4] = {Magic<T>::kOnes, Magic<T>::kOnes, Magic<T>::kOnes,
-                                  Magic<T>::kOnes};
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-          Mma(ones, j == 0 ? b[n].x : b[n].z, j == 0 ? b[n].y : b[n].w, x_sum[n], T{});
+          Mma(a, j == 0 ? b[n].x : b[n].z, j == 0 ? b[n].y : b[n].w, part_[r][n], T{});
         }
       }
     }
   }
 
-  __device__ void LoadChunk(int64_t chunk, int lane, uint32_t (&q)[R][4]) const {
+  __device__ void FinishGroup() {
+    float scale[R][2], zero[R][2];
+    const int strip_bytes = plan_.scale_bytes + plan_.zero_bytes;
+    LoadRows<R>(slot_.at(), strip_bytes, lane_ / 4, scale_dtype_, scale);
+    if (plan_.zero_bytes != 0) {
+      LoadRows<R>(slot_.at() + plan_.scale_bytes, strip_bytes, lane_ / 4, zero_dtype_, zero);
+    } else {
+#pragma unroll
+      for (int r = 0; r < R; ++r) zero[r][0] = zero[r][1] = middle_;
+    }
+    slot_.Next();
+    units_left_ = plan_.group_units;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      // Read once: do not keep it in the caches at the expense of x.
-      const uint4 v = __ldcs(reinterpret_cast<const uint4*>(w.tiles) +
-                             (strip[r] * w.chunks + chunk) * 32 + lane);
-      q[r][0] = v.x;
-      q[r][1] = v.y;
-      q[r][2] = v.z;
-      q[r][3] = v.w;
-    }
-  }
-
-  // Chunks [begin, end), two loads ahead of the arithmetic.
-  __device__ void Run(int64_t begin, int64_t end, int lane) {
-    if (begin >= end) return;
-    uint32_t q[3][R][4];
-    LoadChunk(begin, lane, q[0]);
-    if (begin + 1 < end) LoadChunk(begin + 1, lane, q[1]);
-    Seek(begin * kUnits);
-    for (int64_t first = begin; first < end; first += 3) {
 #pragma unroll
-      for (int s = 0; s < 3; ++s) {  // a constant index keeps q in registers
-        const int64_t chunk = first + s;
-        if (chunk >= end) break;
-        if (chunk + 2 < end) LoadChunk(chunk + 2, lane, q[(s + 2) % 3]);
-        AddChunk(q[s], chunk);
+      for (int half = 0; half < 2; ++half) {
+        const float factor = scale[r][half] / Decode::Step(half);
+        const float offset = Decode::Base(half) + zero[r][half] * Decode::Step(half);
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+#pragma unroll
+          for (int c = 2 * half; c < 2 * half + 2; ++c) {
+            sum[r][n][c] += factor * (part_[r][n][c] - offset * x_sum_[n][c]);
+            part_[r][n][c] = 0;
+          }
+        }
       }
     }
-    FinishGroup();
-  }
-
-  __device__ void AddChunk(const uint32_t (&q)[R][4], int64_t chunk) {
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-      const int64_t unit = chunk * kUnits + i;
-      if (unit * kUnit >= w.in) break;
-      if (units_left == 0) {
-        FinishGroup();
-        ++group;
-        units_left = w.group_size / kUnit;
-        StartGroup();
-      }
-      AddUnit(q, i, unit);
-      --units_left;
-    }
-  }
-};
-
-// x: [m, in] with m <= 8 N; y: [m, out], or with partial != null partial: [gridDim.y, m, out].
-template <class T, int kTileBits, int N, int R, int W>
-__global__ void __launch_bounds__(32 * W)
-    TileKernel(DeviceWeight w, const T* x, int m, T* y, float* partial) {
-  constexpr int kValues = R * N * 4;  // per lane
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  TileBlock<T, kTileBits, N, R, W> block(w, x, m, lane);
-  const int64_t workers = static_cast<int64_t>(gridDim.y) * W;
-  const int64_t worker = static_cast<int64_t>(blockIdx.y) * W + warp;
-  block.Run(w.chunks * worker / workers, w.chunks * (worker + 1) / workers, lane);
-
-  __shared__ float shared[W][kValues][32];
-#pragma unroll
-  for (int r = 0; r < R; ++r) {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
 #pragma unroll
-      for (int c = 0; c < 4; ++c) shared[warp][(r * N + n) * 4 + c][lane] = block.sum[r][n][c];
+      for (int c = 0; c < 4; ++c) x_sum_[n][c] = 0;
+    }
+  }
+
+  const TilePlan& plan_;
+  Place stage_, slot_;
+  const int lane_, tiles_, x_;
+  const qm_dtype scale_dtype_, zero_dtype_;
+  const float middle_;
+  int unit_;
+  int units_left_;  // of the group at hand
+  uint32_t ones_[4];
+  float part_[R][N][4] = {};  // the group at hand, unscaled
+  float x_sum_[N][4] = {};    // sums of x over it; [2] and [3] repeat [0] and [1]
+};
+
+// The sums of all warps, through shared memory [team][row][outputs], to y: those of the teams in
+// order, then those of the blocks of the cluster in order.
+template <class T, class Shape>
+__device__ inline void AddTeams(float* shared, int64_t out, int64_t first_out, int rows, T* y) {
+  constexpr int kPitch = Shape::kTileOut + kTilePad;
+  const auto cluster_size = static_cast<int>(gridDim.y);
+  const int count = rows * Shape::kTileOut;
+  const auto at = [](int i) { return i / Shape::kTileOut * kPitch + i % Shape::kTileOut; };
+  const auto store = [&](int i, float value) {
+    const int64_t output = first_out + i % Shape::kTileOut;
+    if (output < out) y[i / Shape::kTileOut * out + output] = FromFloat<T>(value);
+  };
+  for (int i = threadIdx.x; i < count; i += Shape::kThreads) {
+    float total = 0;
+#pragma unroll
+    for (int team = 0; team < Shape::kDepthWarps; ++team) {
+      total += shared[team * rows * kPitch + at(i)];
+    }
+    if (cluster_size == 1) {
+      store(i, total);
+    } else {
+      shared[at(i)] = total;  // of this thread alone
+    }
+  }
+#if __CUDA_ARCH__ >= 900
+  if (cluster_size == 1) return;
+  const cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
+  cluster.sync();
+  const int first = static_cast<int>(blockIdx.y) * Shape::kThreads + threadIdx.x;
+  for (int i = first; i < count; i += cluster_size * Shape::kThreads) {
+    float total = 0;
+    for (int block = 0; block < cluster_size; ++block) {
+      total += cluster.map_shared_rank(shared, block)[at(i)];
+    }
+    store(i, total);
+  }
+  cluster.sync();  // nobody leaves while others read its memory
+#endif
+}
+
+// x: [m, in], y: [m, out]. Dynamic shared memory: plan.shared_bytes.
+template <class T, int kTileBits, class Shape>
+__global__ void __launch_bounds__(Shape::kThreads)
+    TileKernel(const __grid_constant__ DeviceWeight w, const __grid_constant__ TilePlan plan,
+               const T* x, int64_t m, T* y) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Shape::kTileRows;
+  const int rows = static_cast<int>(min(m - first_row, static_cast<int64_t>(Shape::kTileRows)));
+  const int64_t first_strip = static_cast<int64_t>(blockIdx.z) * Shape::kTileStrips;
+  const int team = threadIdx.x / Shape::kTeamThreads, thread = threadIdx.x % Shape::kTeamThreads;
+  const int warp = thread / 32, lane = threadIdx.x % 32;
+  const uint32_t ring =
+      Keep(static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + team * plan.team_bytes);
+
+  const unsigned chunks = static_cast<unsigned>(w.chunks);
+  const unsigned workers = gridDim.y * Shape::kDepthWarps;
+  const unsigned worker = blockIdx.y * Shape::kDepthWarps + team;
+  const int begin = static_cast<int>(chunks * worker / workers);
+  const int end = static_cast<int>(chunks * (worker + 1) / workers);
+  TileSums<T, kTileBits, Shape> sums(w, plan, ring, warp, lane, begin);
+  {
+    TileLoader<T, kTileBits, Shape> loader(w, plan, ring, x + first_row * w.in, first_strip, rows,
+                                           thread, begin);
+#pragma unroll 1
+    for (int chunk = begin; chunk < begin + Shape::kStages - 1; ++chunk) {
+      if (chunk < end) loader.Next();
+      CommitCopies();
+    }
+#pragma unroll 1
+    for (int chunk = begin; chunk < end; ++chunk) {
+      WaitCopies<Shape::kStages - 2>();
+      MeetTeam<Shape>(team);  // all copies are there; the stage to fill next has been used
+      if (chunk + Shape::kStages - 1 < end) loader.Next();
+      CommitCopies();
+      sums.AddChunk();
+    }
+  }
+  if (begin < end) sums.Finish();
+  WaitCopies<0>();
+  __syncthreads();  // the rings are free
+
+  constexpr int kPitch = Shape::kTileOut + kTilePad;
+  float* partial = reinterpret_cast<float*>(shared);
+#pragma unroll
+  for (int n = 0; n < Shape::kRowTiles; ++n) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const int row = (warp / Shape::kOutWarps * Shape::kRowTiles + n) * 8 + lane % 4 * 2 + c % 2;
+      if (row >= rows) continue;
+      const int output =
+          warp % Shape::kOutWarps * Shape::kStrips * kStripRows + lane / 4 + c / 2 * 8;
+#pragma unroll
+      for (int r = 0; r < Shape::kStrips; ++r) {
+        partial[(team * rows + row) * kPitch + output + r * kStripRows] = sums.sum[r][n][c];
+      }
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kValues * 32; i += 32 * W) {
-    const int value = i / 32, of_lane = i % 32;
-    float total = 0;
-    for (int v = 0; v < W; ++v) total += shared[v][value][of_lane];
-    const int r = value / (N * 4), n = value / 4 % N, c = value % 4;
-    const int64_t output =
-        (static_cast<int64_t>(blockIdx.x) * R + r) * kStripRows + of_lane / 4 + (c / 2) * 8;
-    const int64_t row = n * 8 + of_lane % 4 * 2 + c % 2;
-    if (output >= w.out || row >= m) continue;
-    if (partial == nullptr) {
-      y[row * w.out + output] = FromFloat<T>(total);
-    } else {
-      partial[(blockIdx.y * static_cast<int64_t>(m) + row) * w.out + output] = total;
-    }
-  }
-}
-
-// y[i] = sum over splits of partial[split, i].
-template <class T>
-__global__ void __launch_bounds__(256)
-    CombineKernel(const float* partial, int64_t splits, int64_t count, T* y) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  if (i >= count) return;
-  float total = 0;
-  for (int64_t s = 0; s < splits; ++s) total += partial[s * count + i];
-  y[i] = FromFloat<T>(total);
-}
-
-template <class T, int kTileBits, int N, int R, int W>
-qm_status LaunchTiles(qm_call* call, const DeviceWeight& w, const T* x, int m, T* y,
-                      float* partial) {
-  const int64_t splits = Splits(w, R, W);
-  const int64_t strips = w.padded_out / kStripRows;
-  const dim3 grid(static_cast<unsigned>((strips + R - 1) / R), static_cast<unsigned>(splits));
-  float* target = splits == 1 ? nullptr : partial;
-  TileKernel<T, kTileBits, N, R, W><<<grid, 32 * W, 0, qm::Stream(call)>>>(w, x, m, y, target);
-  QM_CUDA(call, cudaGetLastError());
-  if (splits == 1) return QM_OK;
-  const int64_t count = m * w.out;
-  CombineKernel<<<static_cast<unsigned>((count + 255) / 256), 256, 0, qm::Stream(call)>>>(
-      partial, splits, count, y);
-  QM_CUDA(call, cudaGetLastError());
-  return QM_OK;
-}
-
-template <class T, int kTileBits>
-qm_status MultiplyTiles(qm_call* call, const DeviceWeight& w, const T* x, int m, T* y,
-                        float* partial) {
-  if (m <= 8) {
-    return LaunchTiles<T, kTileBits, 1, kFewStrips, kFewWarps>(call, w, x, m, y, partial);
-  }
-  if (m <= kFewRows) {
-    return LaunchTiles<T, kTileBits, 2, kFewStrips, kFewWarps>(call, w, x, m, y, partial);
-  }
-  if (m <= 32) {
-    return LaunchTiles<T, kTileBits, 4, kManyStrips, kManyWarps>(call, w, x, m, y, partial);
-  }
-  return LaunchTiles<T, kTileBits, 8, kManyStrips, kManyWarps>(call, w, x, m, y, partial);
+  AddTeams<T, Shape>(partial, w.out, first_strip * kStripRows, rows, y + first_row * w.out);
 }
 
 }  // namespace affine

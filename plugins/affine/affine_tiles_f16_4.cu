@@ -1,9 +1,9 @@
 // Products of f16 rows with 4-bit tiles.
-#include "affine_tile_kernel.cuh"
+#include "affine_tile_launch.cuh"
 
 namespace affine {
 
-template qm_status MultiplyTiles<__half, 4>(qm_call* call, const DeviceWeight& w, const __half* x,
-                                            int m, __half* y, float* partial);
+template qm_status MultiplyTiles<__half, 4>(qm_call*, const DeviceWeight&, const __half*, int64_t,
+                                            __half*);
 
 }  // namespace affine
