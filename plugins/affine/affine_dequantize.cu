@@ -11,12 +11,19 @@ constexpr int kPerThread = 8;  // columns: 16 bytes of a 16-bit result, one word
 
 // The codes of eight columns of a row, from `column` on (a multiple of 8), as a bit window. Eight
 // fields of 1, 2, 3, 4 or 8 bits that start at a multiple of 8 * bits never touch a third word.
-__device__ inline uint64_t LoadWindow(const DeviceWeight& w, int64_t row, int64_t column) {
+__device__ inline void LoadEight(const DeviceWeight& w, int64_t row, int64_t column,
+                                 uint32_t (&codes)[kPerThread]) {
+  if (w.tiles != nullptr) return LoadEightOfTiles(w, row, column, codes);
   const int64_t bit = column * w.bits;
   const int32_t* word = w.codes + row * w.words + bit / 32;
   uint64_t window = static_cast<uint32_t>(word[0]);
   if (bit / 32 + 1 < w.words) window |= static_cast<uint64_t>(static_cast<uint32_t>(word[1])) << 32;
-  return window >> (bit % 32);
+  window >>= bit % 32;
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    codes[i] = static_cast<uint32_t>(window) & ((1u << w.bits) - 1u);
+    window >>= w.bits;
+  }
 }
 
 // out: [out, in]. One thread per eight columns of a row.
@@ -27,23 +34,16 @@ __global__ void __launch_bounds__(kThreads) DequantizeKernel(DeviceWeight w, T* 
   if (index >= per_row * w.out) return;
   const int64_t row = index / per_row;
   const int64_t begin = index % per_row * kPerThread;
-  const uint32_t mask = (1u << w.bits) - 1u;
-  uint64_t window = w.tiles == nullptr ? LoadWindow(w, row, begin) : 0;
-  int64_t last_place = -1;
-  ScaleZero sz = {0, 0};
+  uint32_t codes[kPerThread];
+  LoadEight(w, row, begin, codes);
+  const bool one_group = w.axis == 1 && w.group_index == nullptr && w.group_size % kPerThread == 0;
+  ScaleZero sz = LoadScaleZeroAtPlace(w, ScalePlace(w, row, begin));
   alignas(16) T values[kPerThread];
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     const int64_t column = begin + i;
-    values[i] = FromFloat<T>(0.0f);
-    if (column >= w.in) continue;
-    const uint32_t code =
-        w.tiles == nullptr ? static_cast<uint32_t>(window) & mask : LoadCode(w, row, column);
-    window >>= w.bits;
-    const int64_t place = ScalePlace(w, row, column);
-    if (place != last_place) sz = LoadScaleZeroAtPlace(w, place);
-    last_place = place;
-    values[i] = FromFloat<T>(sz.scale * (static_cast<float>(code) - sz.zero));
+    if (!one_group && column < w.in) sz = LoadScaleZeroAtPlace(w, ScalePlace(w, row, column));
+    values[i] = FromFloat<T>(sz.scale * (static_cast<float>(codes[i]) - sz.zero));
   }
   T* target = out + row * w.in;
   if (w.permutation == nullptr && w.in % kPerThread == 0) {

@@ -59,6 +59,26 @@ __device__ inline uint32_t LoadCode(const DeviceWeight& w, int64_t row, int64_t 
   return field & ((1u << w.bits) - 1u);
 }
 
+// The codes of columns [column, column + 8) of a row of tiles; column is a multiple of 8. In tiles
+// they lie in four neighbouring lanes, two in each.
+__device__ inline void LoadEightOfTiles(const DeviceWeight& w, int64_t row, int64_t column,
+                                        uint32_t (&codes)[8]) {
+  const TilePlace first = LocateTile(w.tile_bits, w.chunks, row, column);
+  const int lane_words = w.tile_bits < 4 ? 1 : w.tile_bits / 2;
+  const int second = w.tile_bits == 8 ? 8 : 16;  // shift from the first of two codes to the other
+  const uint32_t mask = w.tile_bits == 3 ? 3u : (1u << w.tile_bits) - 1u;
+#pragma unroll
+  for (int lane = 0; lane < 4; ++lane) {
+    const uint32_t word = w.tiles[first.word + lane * lane_words] >> first.shift;
+    codes[2 * lane] = word & mask;
+    codes[2 * lane + 1] = word >> second & mask;
+    if (first.high_word < 0) continue;
+    const uint32_t high = w.tiles[first.high_word + lane / 2] >> (first.high_shift + lane % 2 * 16);
+    codes[2 * lane] |= (high & 1u) << 2;
+    codes[2 * lane + 1] |= (high >> 8 & 1u) << 2;
+  }
+}
+
 __device__ inline int64_t GroupOf(const DeviceWeight& w, int64_t column) {
   return w.group_index != nullptr ? w.group_index[column] : column / w.group_size;
 }

@@ -33,7 +33,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < 32; ++i) {  // two lanes, two rows, eight channels
     const int lane = first_lane + i / 16;
     const int64_t row = strip * kStripRows + i / 8 % 2 * 8 + lane / 4;
-    const int64_t column = unit % (w.chunks * kChunkUnits) * kUnit + lane % 4 * 8 + i % 8;
+    const int64_t column =
+        unit % (w.chunks * kChunkUnits) * kUnit + i % 8 / 2 * 8 + lane % 4 * 2 + i % 2;
     if (lane >= 32 || row >= w.out || column >= w.in) continue;
     const TilePlace place = LocateTile(w.tile_bits, w.chunks, row, column);
     if (place.word != index && place.high_word != index) continue;

@@ -69,6 +69,17 @@ __device__ inline uint4 LoadShared128(uint32_t address) {
   return v;
 }
 
+// Four matrices of 8 rows of 16 bytes; lane l gives the address of row l % 8 of matrix l / 8. Lane
+// 4g+t gets elements 2t and 2t+1 of row g of each: the second operand of mma.m16n8k16.
+__device__ inline uint4 LoadMatrices(uint32_t address) {
+  uint4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+
 // Load reads a lane's words of a unit at a shared address, Run gives the registers of instruction
 // j. Base and Step are those of row g (half 0) or g+8 (half 1).
 template <class T, int kTileBits>

@@ -38,6 +38,20 @@ template <int kPending>
 __device__ inline void WaitCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
+// Programmatic dependent launch: a product may start while the kernel before it in the stream is
+// still running, and fetch weights, which no kernel near it writes; it waits before it touches x or
+// y. No-ops unless launched that way.
+__device__ inline void LetNextStart() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void WaitForPrevious() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // The value, in a way that the compiler cannot work out again: it would do so in every round of a
 // loop rather than keep a register.
 template <class V>
@@ -64,6 +78,10 @@ __device__ inline void MeetTeam(int team) {
     }
   }
 }
+
+// Where piece 0..3 of 16 bytes of a row of x lies in the row's 64: rows read together meet
+// different banks.
+__device__ constexpr int PieceOfRow(int row, int piece) { return piece ^ (row / 2 % 4); }
 
 // Goes round equal places in shared memory.
 class Place {
@@ -108,33 +126,26 @@ __device__ inline void LoadRows(uint32_t address, int strip_bytes, int g, qm_dty
   }
 }
 
-// Where a thread of a team copies from, and the ring it copies to.
-template <class T, int kTileBits, class Shape>
+// Copies of a team's part of W, and of its scales and zero points, to its ring; for one thread.
+template <int kTileBits, class Shape>
 class TileLoader {
  public:
   static constexpr int kChunkBytes = kChunkUnits * UnitWords(kTileBits) * 4;
 
-  __device__ TileLoader(const DeviceWeight& w, const TilePlan& plan, uint32_t ring, const T* x,
-                        int64_t first_strip, int rows, int thread, int begin)
+  __device__ TileLoader(const DeviceWeight& w, const TilePlan& plan, uint32_t ring,
+                        int64_t first_strip, int thread, int begin)
       : plan_(plan),
         stage_(ring, plan.stage_bytes, Shape::kStages),
         slot_(ring + Shape::kStages * plan.stage_bytes, plan.group_bytes, plan.group_slots),
-        tile_target_(Keep(thread * 16)),
-        row_step_(w.in * kRowStep),
+        target_(Keep(thread * 16)),
         chunk_(begin) {
 #pragma unroll
-    for (int i = 0; i < kTileCopies; ++i) {
+    for (int i = 0; i < kCopies; ++i) {
       const int piece = thread + i * Shape::kTeamThreads;
       tiles_[i] = Keep(reinterpret_cast<const unsigned char*>(w.tiles) +
                        Strip(w, first_strip, piece / kPieces) * w.chunks * kChunkBytes +
                        piece % kPieces * 16);
     }
-    const int row = thread / kPiecesOfRow, unit = thread % kPiecesOfRow / 4;
-    x_ = Keep(x + row * w.in + thread % kPiecesOfRow * 8);
-    x_target_ = Keep(Shape::kTileStrips * kChunkBytes + (unit * plan.rows + row) * kUnitRowBytes +
-                     thread % 4 * 16);
-    rows_left_ = Keep(rows - row);
-    first_unit_ = Keep(unit);
     // Eight threads per strip: up to four pieces of scales, up to four of zero points.
     const int group = begin * kChunkUnits / plan.group_units;
     const bool zero = thread % 8 >= 4;
@@ -151,17 +162,15 @@ class TileLoader {
 
   // Starts the copies of the next chunk.
   __device__ void Next() {
-    const uint32_t target = stage_.at() + tile_target_;
+    const uint32_t target = stage_.at() + target_;
 #pragma unroll
-    for (int i = 0; i < kTileCopies; ++i) {
+    for (int i = 0; i < kCopies; ++i) {
       constexpr bool kWhole = kTilePieces % Shape::kTeamThreads == 0;
-      if (kWhole || i + 1 < kTileCopies ||
-          tile_target_ / 16 + i * Shape::kTeamThreads < kTilePieces) {
+      if (kWhole || i + 1 < kCopies || target_ / 16 + i * Shape::kTeamThreads < kTilePieces) {
         CopyAsync(target + i * Shape::kTeamThreads * 16,
                   tiles_[i] + static_cast<int64_t>(chunk_) * kChunkBytes);
       }
     }
-    if (chunk_ * kChunkUnits + first_unit_ < plan_.units) CopyRows();
     stage_.Next();
     ++chunk_;
     const int end = min(chunk_ * kChunkUnits, plan_.units);
@@ -175,10 +184,7 @@ class TileLoader {
  private:
   static constexpr int kPieces = kChunkBytes / 16;  // of a strip
   static constexpr int kTilePieces = Shape::kTileStrips * kPieces;
-  static constexpr int kTileCopies = (kTilePieces + Shape::kTeamThreads - 1) / Shape::kTeamThreads;
-  static constexpr int kPiecesOfRow = kChunkUnits * 4;
-  static constexpr int kRowStep = Shape::kTeamThreads / kPiecesOfRow;
-  static constexpr int kRowCopies = (Shape::kTileRows + kRowStep - 1) / kRowStep;
+  static constexpr int kCopies = (kTilePieces + Shape::kTeamThreads - 1) / Shape::kTeamThreads;
 
   // A strip beyond the end repeats the last one; its results are dropped.
   static __device__ int64_t Strip(const DeviceWeight& w, int64_t first, int index) {
@@ -186,29 +192,76 @@ class TileLoader {
     return strip < w.strips ? strip : w.strips - 1;
   }
 
-  // Rows lie as [unit][row][64 bytes].
-  __device__ void CopyRows() {
-    const uint32_t target = stage_.at() + x_target_;
-    const T* source = x_ + static_cast<int64_t>(chunk_) * (kChunkUnits * kUnit);
-#pragma unroll
-    for (int i = 0; i < kRowCopies; ++i) {
-      if (i * kRowStep >= rows_left_) break;
-      CopyAsyncCached(target + i * kRowStep * kUnitRowBytes, source);
-      source += row_step_;
-    }
-  }
-
   const TilePlan& plan_;
   Place stage_, slot_;
-  const unsigned char* tiles_[kTileCopies];  // of the first chunk of each strip
-  const T* x_;
-  const unsigned char* source_;  // scales or zero points
-  int tile_target_, x_target_, group_target_;
-  int rows_left_, first_unit_, copies_groups_, group_step_;
-  int64_t row_step_;
+  const unsigned char* tiles_[kCopies];  // of the first chunk of each strip
+  const unsigned char* source_;          // scales or zero points
+  int target_, group_target_, copies_groups_, group_step_;
   int chunk_;       // the next one
   int group_unit_;  // first unit of the next group to copy
 };
+
+// Copies of a team's part of x to its ring, behind the part of W; for one thread. Rows lie as
+// [unit][row][64 bytes], their pieces of 16 bytes as PieceOfRow says.
+template <class T, int kTileBits, class Shape>
+class RowLoader {
+ public:
+  __device__ RowLoader(const DeviceWeight& w, const TilePlan& plan, uint32_t ring, const T* x,
+                       int rows, int thread, int begin)
+      : stage_(ring, plan.stage_bytes, Shape::kStages),
+        row_step_(w.in * kRowStep),
+        units_(plan.units),
+        unit_(begin * kChunkUnits) {
+    const int row = thread / kPiecesOfRow, unit = thread % kPiecesOfRow / 4;
+    x_ = Keep(x + row * w.in + thread % kPiecesOfRow * 8);
+    target_ = Keep(Shape::kTileStrips * kChunkUnits * UnitWords(kTileBits) * 4 +
+                   (unit * plan.rows + row) * kUnitRowBytes + PieceOfRow(row, thread % 4) * 16);
+    rows_left_ = Keep(rows - row);
+    first_unit_ = Keep(unit);
+  }
+
+  // Starts the copies of the next chunk.
+  __device__ void Next() {
+    const uint32_t target = stage_.at() + target_;
+    const T* source = x_ + static_cast<int64_t>(unit_) * kUnit;
+    if (unit_ + first_unit_ < units_) {
+#pragma unroll
+      for (int i = 0; i < kCopies; ++i) {
+        if (i * kRowStep >= rows_left_) break;
+        const uint32_t piece = PieceOfRow(i * kRowStep, 0) * 16;  // places are multiples of 64
+        CopyAsyncCached((target + i * kRowStep * kUnitRowBytes) ^ piece, source);
+        source += row_step_;
+      }
+    }
+    stage_.Next();
+    unit_ += kChunkUnits;
+  }
+
+ private:
+  static constexpr int kPiecesOfRow = kChunkUnits * 4;
+  static constexpr int kRowStep = Shape::kTeamThreads / kPiecesOfRow;
+  static constexpr int kCopies = (Shape::kTileRows + kRowStep - 1) / kRowStep;
+
+  Place stage_;
+  const T* x_;
+  const int64_t row_step_;
+  const int units_;
+  int target_, rows_left_, first_unit_;
+  int unit_;  // the next one
+};
+
+// Fills the ring but for one stage: a group of copies per chunk, those of the weight in the first.
+template <class Shape, class Tiles, class Rows>
+__device__ inline void StartCopies(Tiles& tiles, Rows& rows, int begin, int end) {
+#pragma unroll 1
+  for (int chunk = begin; chunk < min(end, begin + Shape::kStages - 1); ++chunk) tiles.Next();
+  WaitForPrevious();
+#pragma unroll 1
+  for (int chunk = begin; chunk < begin + Shape::kStages - 1; ++chunk) {
+    if (chunk < end) rows.Next();
+    CommitCopies();
+  }
+}
 
 // The sums of a warp.
 template <class T, int kTileBits, class Shape>
@@ -231,7 +284,8 @@ class TileSums {
         lane_(Keep(lane)),
         tiles_(Keep(warp % Shape::kOutWarps * R * kChunkBytes)),
         x_(Keep(Shape::kTileStrips * kChunkBytes +
-                (warp / Shape::kOutWarps * N * 8 + lane / 4) * kUnitRowBytes + lane % 4 * 16)),
+                (warp / Shape::kOutWarps * N * 8 + lane % 8) * kUnitRowBytes +
+                PieceOfRow(lane % 8, lane / 8) * 16)),
         scale_dtype_(w.scale_dtype),
         zero_dtype_(w.zero_dtype),
         middle_(static_cast<float>(1 << (w.bits - 1))),
@@ -268,7 +322,7 @@ class TileSums {
 #pragma unroll
     for (int r = 0; r < R; ++r) Decode::Load(tiles + r * kChunkBytes, lane_, q[r]);
 #pragma unroll
-    for (int n = 0; n < N; ++n) b[n] = LoadShared128(x + n * 8 * kUnitRowBytes);
+    for (int n = 0; n < N; ++n) b[n] = LoadMatrices(x + n * 8 * kUnitRowBytes);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
@@ -379,7 +433,8 @@ template <class T, int kTileBits, class Shape>
 __global__ void __launch_bounds__(Shape::kThreads)
     TileKernel(const __grid_constant__ DeviceWeight w, const __grid_constant__ TilePlan plan,
                const T* x, int64_t m, T* y) {
-  extern __shared__ __align__(16) unsigned char shared[];
+  extern __shared__ __align__(128) unsigned char shared[];
+  LetNextStart();
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Shape::kTileRows;
   const int rows = static_cast<int>(min(m - first_row, static_cast<int64_t>(Shape::kTileRows)));
   const int64_t first_strip = static_cast<int64_t>(blockIdx.z) * Shape::kTileStrips;
@@ -394,22 +449,19 @@ __global__ void __launch_bounds__(Shape::kThreads)
   const int begin = static_cast<int>(chunks * worker / workers);
   const int end = static_cast<int>(chunks * (worker + 1) / workers);
   TileSums<T, kTileBits, Shape> sums(w, plan, ring, warp, lane, begin);
-  {
-    TileLoader<T, kTileBits, Shape> loader(w, plan, ring, x + first_row * w.in, first_strip, rows,
-                                           thread, begin);
+  TileLoader<kTileBits, Shape> tiles(w, plan, ring, first_strip, thread, begin);
+  RowLoader<T, kTileBits, Shape> x_rows(w, plan, ring, x + first_row * w.in, rows, thread, begin);
+  StartCopies<Shape>(tiles, x_rows, begin, end);
 #pragma unroll 1
-    for (int chunk = begin; chunk < begin + Shape::kStages - 1; ++chunk) {
-      if (chunk < end) loader.Next();
-      CommitCopies();
+  for (int chunk = begin; chunk < end; ++chunk) {
+    WaitCopies<Shape::kStages - 2>();
+    MeetTeam<Shape>(team);  // all copies are there; the stage to fill next has been used
+    if (chunk + Shape::kStages - 1 < end) {
+      tiles.Next();
+      x_rows.Next();
     }
-#pragma unroll 1
-    for (int chunk = begin; chunk < end; ++chunk) {
-      WaitCopies<Shape::kStages - 2>();
-      MeetTeam<Shape>(team);  // all copies are there; the stage to fill next has been used
-      if (chunk + Shape::kStages - 1 < end) loader.Next();
-      CommitCopies();
-      sums.AddChunk();
-    }
+    CommitCopies();
+    sums.AddChunk();
   }
   if (begin < end) sums.Finish();
   WaitCopies<0>();

@@ -16,8 +16,18 @@ struct TileShape {
                        kThreads = kTeamThreads * DepthWarps;
   static constexpr int kTileRows = 8 * RowTiles * RowWarps, kTileStrips = Strips * OutWarps,
                        kTileOut = kStripRows * kTileStrips;
+  static constexpr bool kWholeRows = false;
   static_assert(Stages >= 2);
   static_assert(8 * kTileStrips <= kTeamThreads, "eight threads copy the scales of a strip");
+};
+
+// For WideKernel (affine_wide_kernel.cuh): two groups of four warps, of 64 outputs each, by Rows
+// rows.
+template <int Rows, int Stages>
+struct WideShape {
+  static constexpr int kStages = Stages, kDepthWarps = 1, kTeamThreads = 256, kThreads = 256;
+  static constexpr int kTileRows = Rows, kTileStrips = 8, kTileOut = kStripRows * kTileStrips;
+  static constexpr bool kWholeRows = true;  // memory for all rows of the tile
 };
 
 inline constexpr int kUnitRowBytes = kUnit * 2;  // of a row of x
@@ -45,7 +55,7 @@ struct TilePlan {
 template <class Shape>
 inline TilePlan MakeTilePlan(const DeviceWeight& w, Shape, int64_t m) {
   TilePlan p = {};
-  p.rows = static_cast<int>(m < Shape::kTileRows ? m : Shape::kTileRows);
+  p.rows = static_cast<int>(m < Shape::kTileRows && !Shape::kWholeRows ? m : Shape::kTileRows);
   p.units = static_cast<int>(w.in / kUnit);
   p.group_units = static_cast<int>(w.group_size / kUnit);
   p.scale_bytes = kStripRows * ElementBytes(w.scale_dtype);
@@ -54,7 +64,7 @@ inline TilePlan MakeTilePlan(const DeviceWeight& w, Shape, int64_t m) {
   p.group_slots = (Shape::kStages * kChunkUnits + p.group_units - 1) / p.group_units + 1;
   p.stage_bytes =
       kChunkUnits * (Shape::kTileStrips * UnitWords(w.tile_bits) * 4 + p.rows * kUnitRowBytes);
-  p.team_bytes = Shape::kStages * p.stage_bytes + p.group_slots * p.group_bytes;
+  p.team_bytes = (Shape::kStages * p.stage_bytes + p.group_slots * p.group_bytes + 63) / 64 * 64;
   // Warps read whole tiles of eight rows: past the last ones, but not past the memory.
   const int rings = Shape::kDepthWarps * p.team_bytes + (Shape::kTileRows - p.rows) * kUnitRowBytes;
   const int sums = Shape::kDepthWarps * p.rows * (Shape::kTileOut + kTilePad) * 4;

@@ -3,11 +3,9 @@
 //
 // mma.m16n8k16 takes W as its first operand: 16 output rows by 16 input channels per instruction.
 // In PTX's fragment layout lane 4g+t of a warp holds rows g and g+8. Two instructions cover a unit
-// of 32 channels, and since the order of channels inside a sum is free, lane t of four takes
-// channels 8t..8t+7 of the unit: its part of x is then 16 contiguous bytes.
-//
-//   channel in unit = 8t + 4j + u      j = which of the two instructions, u = 0..3
-//   fragment register i = 2 * (u / 2) + (row >= 8), half h = u % 2
+// of 32 channels:
+//   channel in unit = 16j + 8 (u / 2) + 2t + u % 2     j = which of the two instructions, u = 0..3
+//   fragment register i = 2 (u / 2) + (row >= 8), half h = u % 2
 //
 // Tiles lie as [strip of 16 rows][unit][words], a unit being 16 words per bit, so that a warp reads
 // contiguous memory. Inside a unit fields are placed so that few instructions turn them into
@@ -54,7 +52,7 @@ struct TilePlace {
 QM_HD constexpr TilePlace LocateTile(int tile_bits, int64_t chunks, int64_t row, int64_t channel) {
   const int r = static_cast<int>(row % kStripRows);
   const int in_unit = static_cast<int>(channel % kUnit);
-  const int t = in_unit / 8, j = in_unit % 8 / 4, u = in_unit % 4;
+  const int j = in_unit / 16, t = in_unit % 8 / 2, u = in_unit % 16 / 8 * 2 + in_unit % 2;
   const int i = 2 * (u / 2) + r / 8, h = u % 2;
   const int lane = r % 8 * 4 + t;
   const int64_t unit = row / kStripRows * chunks * kChunkUnits + channel / kUnit;
