@@ -6,9 +6,9 @@
 
 namespace affine {
 
-// Rows up to which the products below are faster than dequantizing and a dense product. An estimate
-// from memory traffic; not yet measured.
-inline constexpr int64_t kCudaMaxRows = 128;
+// Rows up to which the products below are as fast as dequantizing and a dense product, or faster
+// (4 bits, on an H200).
+inline constexpr int64_t kCudaMaxRows = 256;
 // Rows for which the plain kernel (no tiles, or f32) serves.
 inline constexpr int64_t kCudaPlainMaxRows = 8;
 

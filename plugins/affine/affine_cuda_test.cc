@@ -115,6 +115,10 @@ std::vector<WeightSpec> CudaSpecs() {
   specs.push_back({31, 672, {4, 96, Zero::kFloat}, DType::kF32, false, 0});
   specs.push_back({16, 4448, {3, 32, Zero::kInt}, DType::kBF16, false, 0});
   specs.push_back({130, 8704, {4, 128, Zero::kNone}, DType::kBF16, false, 0});
+  // Shapes for more strips of outputs (affine_tile_launch.cuh).
+  specs.push_back({4300, 256, {4, 64, Zero::kInt}, DType::kF16, false, 0});
+  specs.push_back({8500, 128, {3, 128, Zero::kInt}, DType::kF16, false, 0});
+  specs.push_back({4300, 128, {8, -1, Zero::kNone}, DType::kF16, false, 0});
   return specs;
 }
 
@@ -243,7 +247,7 @@ TEST_F(Cuda, MatmulEqualsTheReferenceWithinRounding) {
     if (Kernel()->prepack(prepack.get(), view.get(), &tiles) != QM_OK) continue;
     Wait(&prepack);
     ExpectProduct<float>(weight, &tiles, 3);
-    for (int64_t rows : {1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129}) {
+    for (int64_t rows : {1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 129, 256}) {
       ExpectProduct<qm::F16>(weight, &tiles, rows);
       ExpectProduct<qm::BF16>(weight, &tiles, rows);
     }
@@ -257,13 +261,61 @@ TEST_F(Cuda, MatmulGivesTheSameBytesEachTime) {
   qm_packed tiles;
   ASSERT_EQ(Kernel()->prepack(prepack.get(), view.get(), &tiles), QM_OK) << prepack.error();
   Wait(&prepack);
-  std::vector<qm::F16> x(4096);
-  const std::vector<float> values = RandomVector(4096);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = qm::ToF16(values[i]);
-  const auto first = Product(weight, &tiles, x, 1);
-  for (int i = 0; i < 10; ++i) {
-    const auto again = Product(weight, &tiles, x, 1);
-    EXPECT_EQ(std::memcmp(first.data(), again.data(), first.size() * 2), 0);
+  for (int64_t rows : {1, 16, 64, 100}) {
+    std::vector<qm::F16> x(rows * 4096);
+    const std::vector<float> values = RandomVector(rows * 4096);
+    for (size_t i = 0; i < x.size(); ++i) x[i] = qm::ToF16(values[i]);
+    const auto first = Product(weight, &tiles, x, rows);
+    for (int i = 0; i < 10; ++i) {
+      const auto again = Product(weight, &tiles, x, rows);
+      EXPECT_EQ(std::memcmp(first.data(), again.data(), first.size() * 2), 0) << rows << " rows";
+    }
+  }
+}
+
+// Products that each need the result of the one before and overwrite what it read, in a graph,
+// where they may overlap: as one after the other.
+TEST_F(Cuda, ProductsInAGraphWaitForEachOther) {
+  constexpr int64_t kFeatures = 1024;
+  constexpr int kProducts = 10;
+  const PackedWeight weight = RandomWeight({kFeatures, kFeatures, {4, 128, Zero::kNone}});
+  FakeCall owner(kGpu), prepack(kGpu);
+  const DeviceView view(&owner, weight);
+  qm_packed tiles;
+  ASSERT_EQ(Kernel()->prepack(prepack.get(), view.get(), &tiles), QM_OK) << prepack.error();
+  Wait(&prepack);
+  for (int64_t rows : {1, 16, 64, 100}) {
+    const std::vector<float> values = RandomVector(rows * kFeatures);
+    std::vector<qm::F16> x(values.size());
+    for (size_t i = 0; i < x.size(); ++i) x[i] = qm::ToF16(values[i]);
+    FakeCall call(kGpu);
+    const std::vector<int64_t> shape = {rows, kFeatures};
+    const auto run = [&](bool wait, std::vector<qm_tensor>* buffers) {
+      for (int i = 0; i < kProducts; ++i) {
+        ASSERT_EQ(Kernel()->matmul(call.get(), &tiles, &(*buffers)[i % 2], nullptr,
+                                   &(*buffers)[1 - i % 2]),
+                  QM_OK)
+            << call.error();
+        if (wait) Wait(&call);
+      }
+    };
+    std::vector<qm_tensor> one = {call.Tensor(x, shape), call.Tensor(x, shape)};
+    run(true, &one);
+    const std::vector<qm::F16> expected = call.Read<qm::F16>(one[0]);
+    std::vector<qm_tensor> two = {call.Tensor(x, shape), call.Tensor(x, shape)};
+    const auto stream = static_cast<cudaStream_t>(call.get()->cuda_stream);
+    Wait(&call);
+    cudaGraph_t graph;
+    cudaGraphExec_t executable;
+    ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+    run(false, &two);
+    ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+    ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
+    ASSERT_EQ(cudaGraphLaunch(executable, stream), cudaSuccess);
+    const std::vector<qm::F16> actual = call.Read<qm::F16>(two[0]);
+    EXPECT_EQ(std::memcmp(expected.data(), actual.data(), actual.size() * 2), 0) << rows << " rows";
+    cudaGraphExecDestroy(executable);
+    cudaGraphDestroy(graph);
   }
 }
 
