@@ -6,8 +6,8 @@
 
 namespace affine {
 
-// Rows up to which the products below are as fast as dequantizing and a dense product, or faster
-// (4 bits, on an H200).
+// Rows that the products below serve; the host dequantizes for more. Times up to there are in
+// README.md; from how many rows on dequantizing and a dense product are faster is not yet measured.
 inline constexpr int64_t kCudaMaxRows = 256;
 // Rows for which the plain kernel (no tiles, or f32) serves.
 inline constexpr int64_t kCudaPlainMaxRows = 8;
