@@ -6,6 +6,8 @@
 #ifndef QUANTMILL_PLUGINS_AQLM_SOLVER_ARRAYS_CUH_
 #define QUANTMILL_PLUGINS_AQLM_SOLVER_ARRAYS_CUH_
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "quantmill/sdk/cuda.hpp"
