@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "core/base/status.h"
+#include "core/text/unicode.h"
 
 namespace quantmill {
 namespace {
@@ -90,6 +91,19 @@ class Converter {
   const std::string& file_;
   int nodes_ = 0;
 };
+
+// Values go into messages and JSON, which take nothing else.
+absl::Status ExpectUtf8(absl::string_view text, const std::string& file) {
+  SourceLocation at = {file, 1, 1};
+  while (!text.empty()) {
+    const size_t length = CharacterLength({text.data(), text.size()});
+    if (length == 0) return ErrorAt(at, "the file is no UTF-8 text here; save it as UTF-8");
+    at.column = text[0] == '\n' ? 1 : at.column + 1;
+    at.line += text[0] == '\n' ? 1 : 0;
+    text.remove_prefix(length);
+  }
+  return absl::OkStatus();
+}
 
 // Where the first event of every document was.
 class DocumentMarks : public YAML::EventHandler {
@@ -236,6 +250,7 @@ absl::StatusOr<YamlNode> ParseYaml(const std::string& text, const std::string& f
   if (text.find('\0') != std::string::npos) {
     return ErrorAt({file, 0, 0}, "the file holds a NUL byte; it is no YAML text");
   }
+  QM_RETURN_IF_ERROR(ExpectUtf8(text, file));
   return ParseOneDocument(text, file);
 }
 
