@@ -97,7 +97,7 @@ absl::Status ExpectUtf8(absl::string_view text, const std::string& file) {
   SourceLocation at = {file, 1, 1};
   while (!text.empty()) {
     const size_t length = CharacterLength({text.data(), text.size()});
-    if (length == 0) return ErrorAt(at, "the file is no UTF-8 text here; save it as UTF-8");
+    if (length == 0) return ErrorAt(at, "this is no UTF-8 text; write it as UTF-8");
     at.column = text[0] == '\n' ? 1 : at.column + 1;
     at.line += text[0] == '\n' ? 1 : 0;
     text.remove_prefix(length);

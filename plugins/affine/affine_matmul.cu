@@ -1,8 +1,9 @@
-// y = x W^T with packed W on the GPU. Two kernels, and their helpers:
+// y = x W^T with packed W on the GPU. Three kernels, and their helpers:
 //   1. PlainKernel: any layout and dtype, a block per output; for f32 and as the one to compare
 //      with.
 //   2. TileKernel (affine_tile_kernel.cuh): tensor cores over tiles, for f16 and bf16. Rows are put
 //      into the order of the tiles first where the weight has a permutation.
+//   3. WideKernel (affine_wide_kernel.cuh): the same with many rows, on Hopper.
 #include <algorithm>
 #include <cstdint>
 

@@ -63,6 +63,33 @@ class AdapterTest : public RunFixture {
   }
 };
 
+// What a plan says of memory must hold, beside what all adapters cost alike: the bytes that a
+// method saves and the inputs that rotations keep, of one block where blocks run again on the way
+// back, and the gradients on their way through an adapter.
+TEST_F(AdapterTest, PlansCountWhatIsKeptBesideATape) {
+  constexpr double kRows = 512 * 256, kBlocks = 4, kLinears = 7;  // of a micro-batch; of the model
+  constexpr double kInputs = 6 * 128 + 384, kWidest = 384;        // features of a block's linears
+  const auto planned = [&](const std::string& name, const std::string& options,
+                           const std::string& train) {
+    const std::string stage =
+        "  - {use: oftq, options: {" + options +
+        "}, train: {data: calib.txt, batch: 512, sequence_length: 256, steps: 1" + train + "}}\n";
+    const ProgramResult result =
+        Program({"plan", Pipeline(name, kPtq + stage), "--json", Path(name + ".json")});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return result.exit_code == 0 ? Json(name + ".json")["peak_host_bytes"].get<double>() : 0.0;
+  };
+  const double few = planned("few", "method: lora, rank: 8", "");
+  const double many = planned("many", "method: lora, rank: 40", "");
+  const double saved = kRows * 32 * 4 * kLinears;  // one f32 per row and rank
+  EXPECT_NEAR(many - few, saved, 0.15 * saved);    // parameters and the program's own memory
+  const double few_kept = planned("few_kept", "method: lora, rank: 8", ", checkpointing: false");
+  const double many_kept = planned("many_kept", "method: lora, rank: 40", ", checkpointing: false");
+  EXPECT_NEAR(many_kept - few_kept, kBlocks * saved, 0.15 * saved);
+  const double turned = kRows * 4 * (kInputs + kWidest) - kRows * 8 * 4 * kLinears;
+  EXPECT_NEAR(planned("oft", "method: oft", "") - few, turned, 0.05 * turned);
+}
+
 TEST_F(AdapterTest, LiesBesideTheOutputAndRunsOverIt) {
   Train("p", std::string(kPtq) + Oftq(), "gptq_v2");
   const nlohmann::json own = Json("p.json")["evaluation"];

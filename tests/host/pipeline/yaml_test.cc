@@ -174,7 +174,7 @@ TEST(PipelineYamlTest, HostileInputIsRefusedQuickly) {
   EXPECT_THAT(PipelineError(",a: 1\n"), HasSubstr("p.yaml:1:1: this is not the beginning"));
   EXPECT_THAT(PipelineError("\n  , b\n"), HasSubstr("p.yaml:2:3: this is not the beginning"));
   EXPECT_THAT(PipelineError("version: 1\nstages: [{train: {steps: \xb8}}]\n"),
-              HasSubstr("p.yaml:2:26: the file is no UTF-8 text here"));
+              HasSubstr("p.yaml:2:26: this is no UTF-8 text"));
   EXPECT_THAT(PipelineError("a: \"\\ud800\"\n"), HasSubstr("p.yaml:1:"));
   EXPECT_THAT(PipelineError("- 1\n- 2\n"), HasSubstr("must be a map"));
   EXPECT_THAT(PipelineError("? [a]\n: 1\n"), HasSubstr("a key must be a plain word"));
