@@ -1,5 +1,6 @@
 #include "core/train/adamw.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -16,10 +17,11 @@ absl::Status AdamW::Add(const std::string& name, const Tensor& stored, double ra
     return absl::InvalidArgumentError(
         absl::StrCat("parameter ", name, " is no writable float tensor on the device"));
   }
-  Parameter parameter = {stored, {}, {}, {}, rate, decays};
+  Parameter parameter = {stored, {}, {}, {}, {}, rate, decays};
   NamedTensor gradient = {name, {}};
-  for (Tensor* tensor :
-       {&parameter.master, &parameter.first, &parameter.second, &gradient.tensor}) {
+  for (Tensor* tensor : {&parameter.master, &parameter.first, &parameter.second, &parameter.average,
+                         &gradient.tensor}) {
+    if (tensor == &parameter.average && !averages()) continue;
     QM_ASSIGN_OR_RETURN(*tensor, backend.Allocate(DType::kF32, stored.shape()));
     QM_RETURN_IF_ERROR(backend.Zero(tensor));
   }
@@ -43,6 +45,8 @@ absl::StatusOr<OptimizerStep> AdamW::Step(double learning_rate, int64_t batches)
   }
   ++steps_;
   const double factor = ClipFactor(result.gradient_norm, options_.clip_norm);
+  const double average_keep =
+      averages() ? 1 - std::max(1 / static_cast<double>(steps_), 1 / options_.average_steps) : 0;
   std::vector<AdamWUpdate> updates;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const Parameter& p = parameters_[i];
@@ -53,8 +57,9 @@ absl::StatusOr<OptimizerStep> AdamW::Step(double learning_rate, int64_t batches)
     step.beta2 = options_.beta2;
     step.epsilon = options_.epsilon;
     step.step = steps_;
+    step.average_keep = average_keep;
     step.gradient_scale = static_cast<float>(factor / static_cast<double>(batches));
-    updates.push_back({step, tensors[i], p.master, p.first, p.second, p.stored});
+    updates.push_back({step, tensors[i], p.master, p.first, p.second, p.stored, p.average});
   }
   QM_RETURN_IF_ERROR(ops_.AdamW(updates));
   return result;
@@ -67,8 +72,17 @@ std::vector<NamedTensor> AdamW::State() const {
     state.push_back({name + "/master", parameters_[i].master});
     state.push_back({name + "/first", parameters_[i].first});
     state.push_back({name + "/second", parameters_[i].second});
+    if (averages()) state.push_back({name + "/average", parameters_[i].average});
   }
   return state;
+}
+
+absl::Status AdamW::StoreAverages() {
+  if (!averages() || steps_ == 0) return absl::OkStatus();
+  for (Parameter& p : parameters_) {
+    QM_RETURN_IF_ERROR(ops_.backend().Copy(p.average, &p.stored));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status AdamW::Restore(int64_t steps) {

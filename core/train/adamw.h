@@ -16,6 +16,10 @@ struct AdamWOptions {
   double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
   double decay = 0;      // decoupled: times the learning rate
   double clip_norm = 0;  // of all gradients together; 0 = none
+  // Steps that a running mean of every parameter looks back over; up to 1 = none is kept. The mean
+  // is that of all values so far, from step `average_steps` on an exponential one that keeps
+  // 1 - 1 / average_steps of itself.
+  double average_steps = 0;
 };
 
 // What Step did.
@@ -41,15 +45,21 @@ class AdamW {
   absl::StatusOr<OptimizerStep> Step(double learning_rate, int64_t batches = 1);
   int64_t steps() const { return steps_; }
 
-  // Master values and moments by name ("NAME/master", "NAME/first", "NAME/second"), F32 on the
-  // device: with steps() the whole state between two steps.
+  // Where means are kept: makes them the stored values, as the end of a training. Nothing to do
+  // before the first step.
+  absl::Status StoreAverages();
+
+  // Master values, moments and means by name ("NAME/master", "NAME/first", "NAME/second",
+  // "NAME/average" where kept), F32 on the device: with steps() the whole state between two steps.
   std::vector<NamedTensor> State() const;
   // After the tensors of State() were filled: continues behind step `steps`.
   absl::Status Restore(int64_t steps);
 
  private:
+  bool averages() const { return options_.average_steps > 1; }
+
   struct Parameter {
-    Tensor stored, master, first, second;
+    Tensor stored, master, first, second, average;
     double rate;
     bool decays;
   };

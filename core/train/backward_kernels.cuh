@@ -111,6 +111,7 @@ struct AdamWItem {
   float* second;
   void* stored;  // becomes p, rounded to stored_dtype
   DType stored_dtype;
+  float* average;  // null: no mean is kept
   int64_t count;
   AdamWFactors factors;
 };

@@ -376,6 +376,10 @@ class CpuTrainingOps final : public TrainingOps {
       m = f.beta1 * m + f.rest1 * g;
       v = f.beta2 * v + f.rest2 * g * g;
       p = p * f.keep - f.rate * m / (std::sqrt(v) * f.root + f.epsilon);
+      if (!u.average.empty()) {
+        float& average = u.average.as<float>()[i];
+        average = f.average_keep * average + f.average_rest * p;
+      }
       StoreFloat(u.stored, i, p);
       gradient = 0;
     }

@@ -256,7 +256,8 @@ class CudaTrainingOps final : public TrainingOps {
     for (const AdamWUpdate& u : updates) {
       items.push_back({u.gradient.as<float>(), u.master.as<float>(), u.first_moment.as<float>(),
                        u.second_moment.as<float>(), u.stored.data(), u.stored.dtype(),
-                       u.gradient.elements(), FactorsOf(u.step)});
+                       u.average.empty() ? nullptr : u.average.as<float>(), u.gradient.elements(),
+                       FactorsOf(u.step)});
     }
     QM_CUDA_RETURN(cuda::LaunchAdamW(items, stream()));
     return absl::OkStatus();

@@ -3,6 +3,7 @@
 //   norm     sum of x^2 over many tensors, for clipping
 //   AdamW    g = gradient gradient_scale;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
 //            p = keep p - rate m / (sqrt(v) root + epsilon)     (factors: FactorsOf)
+//            average = average_keep average + average_rest p  (where a mean is kept)
 //            stored = p rounded, gradient = 0
 //
 // All f32 but `stored`. CPU references: SquaresOf and Update of cpu_ops.cc.
@@ -10,13 +11,13 @@
 // Work: a launch takes as many tensors as fit the arguments of a kernel, which need no memory and
 // no copy. Every tensor is cut into chunks of a fixed size, one per block; a block finds its tensor
 // by the chunks before it. Squares: one partial sum in f64 per chunk, whose place depends on the
-// tensors' sizes alone; one block adds them in order. AdamW is element-wise: 36 bytes per element
-// with a 16-bit `stored`, bound by memory.
+// tensors' sizes alone; one block adds them in order. AdamW is element-wise: 34 bytes per element
+// with a 16-bit `stored`, 42 with a mean, bound by memory.
 //
 // Versions
 //   1  one tensor per launch, 512 blocks that stride over it
 //   2  many tensors per launch, rounding and zeroing included (in use): 0.28 ms for a whole step of
-//      19 M parameters (H200, 2026-11-29)
+//      19 M parameters without means (H200, 2026-11-29)
 #include "core/cuda/kernel_common.cuh"
 #include "core/train/backward_kernels.cuh"
 
@@ -34,7 +35,7 @@ struct Batch {
   int count;
 };
 using SquaresBatch = Batch<SquaresItem, 128>;
-using AdamWBatch = Batch<AdamWItem, 36>;
+using AdamWBatch = Batch<AdamWItem, 32>;
 // What kernels of any CUDA version take as arguments.
 static_assert(sizeof(SquaresBatch) + 16 <= 4096 && sizeof(AdamWBatch) <= 4096);
 
@@ -89,6 +90,7 @@ __global__ void AdamWKernel2(const __grid_constant__ AdamWBatch batch) {
   float* __restrict__ p = item.p;
   float* __restrict__ first = item.first;
   float* __restrict__ second = item.second;
+  float* __restrict__ average = item.average;
 #pragma unroll 4
   for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
     const float g = gradient[i] * f.gradient_scale;
@@ -99,6 +101,7 @@ __global__ void AdamWKernel2(const __grid_constant__ AdamWBatch batch) {
     first[i] = m;
     second[i] = v;
     p[i] = value;
+    if (average != nullptr) average[i] = f.average_keep * average[i] + f.average_rest * value;
     Store(item.stored, item.stored_dtype, i, value);
   }
 }

@@ -19,7 +19,9 @@ AdamWFactors FactorsOf(const AdamWStep& step) {
           f32(step.rate / (1 - std::pow(step.beta1, steps))),
           f32(1 / std::sqrt(1 - std::pow(step.beta2, steps))),
           f32(step.epsilon),
-          step.gradient_scale};
+          step.gradient_scale,
+          f32(step.average_keep),
+          f32(1 - step.average_keep)};
 }
 
 absl::Status TrainingOps::Expect(const char* op, const char* name, const Tensor& tensor,
@@ -241,6 +243,12 @@ absl::Status TrainingOps::AdamW(absl::Span<const AdamWUpdate> updates) {
       return absl::InvalidArgumentError("AdamW: a stored parameter is no writable float tensor");
     }
     QM_RETURN_IF_ERROR(Expect(kOp, "stored", u.stored, u.stored.dtype(), shape));
+    if (!u.average.empty()) {
+      QM_RETURN_IF_ERROR(ExpectGradient(kOp, "average", &u.average, shape));
+    }
+    if (!(u.step.average_keep >= 0 && u.step.average_keep <= 1)) {
+      return absl::InvalidArgumentError("AdamW: average_keep is outside [0, 1]");
+    }
     if (u.step.step < 1) return absl::InvalidArgumentError("AdamW: steps are counted from 1");
   }
   return DoAdamW(updates);

@@ -40,18 +40,20 @@ struct TokenLoss {
 // One step of AdamW (Loshchilov and Hutter 2019, algorithm 2), as torch.optim.AdamW counts:
 //   p -= rate decay p;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
 //   p -= rate m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon)
+// and, of p as it is then, a running mean:  average = average_keep average + (1 - average_keep) p
 struct AdamWStep {
   double rate = 0, decay = 0;
   double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
   int64_t step = 1;          // counted from 1
   float gradient_scale = 1;  // on g: clipping, and the mean over accumulated batches
+  double average_keep = 0;   // 0: the mean begins with this p
 };
 
 // One parameter under AdamW. Equal shapes, all F32 but `stored`, the tensor that a model computes
-// with (any model float).
+// with (any model float). average: empty where no mean is kept.
 struct AdamWUpdate {
   AdamWStep step;
-  Tensor gradient, master, first_moment, second_moment, stored;
+  Tensor gradient, master, first_moment, second_moment, stored, average;
 };
 
 class TrainingOps {
@@ -110,7 +112,7 @@ class TrainingOps {
   // Sum of the squares of all elements of F32 tensors; waits for it once.
   absl::StatusOr<double> SumOfSquares(absl::Span<const Tensor> tensors);
   // A step of AdamW on every parameter; `stored` becomes the rounded master value, the gradient
-  // zero.
+  // zero. INVALID_ARGUMENT also for average_keep outside [0, 1].
   absl::Status AdamW(absl::Span<const AdamWUpdate> updates);
 
  private:

@@ -46,6 +46,8 @@ const KeyMap& AllKeys() {
         "warmup",
         "weight_decay",
         "clip_norm",
+        "beta1",
+        "average",
         "norms",
         "embeddings",
         "checkpointing",

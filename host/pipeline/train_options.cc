@@ -130,6 +130,8 @@ TrainOptions ReadTrainOptions(const nlohmann::json& section, std::vector<std::st
   reader.Real("lr_floor", 0, 1, &options.rate_floor);
   reader.Real("weight_decay", 0, kUnbounded, &options.decay);
   reader.Real("clip_norm", 0, kUnbounded, &options.clip_norm);
+  reader.Real("beta1", 0, 0.9999, &options.beta1);
+  reader.Real("average", 0, 1, &options.average);
   std::string loss = "distill";
   reader.Text("loss", &loss);
   if (loss != "distill" && loss != "lm") reader.Wrong("loss", "distill or lm");

@@ -24,6 +24,8 @@ struct TrainOptions {
   double rate_floor = 0.05;   // lr_floor: last rate over the peak
   double decay = 0;           // weight_decay
   double clip_norm = 1;
+  double beta1 = 0.9;
+  double average = 0.08;      // share of the steps whose mean the end-to-end training ends with
   bool norms = true;          // train the norms of the blocks, too, where weights are trained
   bool embeddings = true;     // and, end to end, embedding, last norm and head
   bool checkpointing = true;  // run blocks again on the way back instead of keeping activations
@@ -35,6 +37,7 @@ struct TrainOptions {
   int64_t StepTokens() const { return batch * sequence_length; }
   int64_t Steps() const { return tokens / StepTokens(); }
   int64_t MicroBatch() const { return micro_batch > 0 ? micro_batch : batch; }
+  double AverageSteps() const { return average * static_cast<double>(Steps()); }
   int64_t BlockSteps() const { return block_tokens / (block_batch * sequence_length); }
 };
 

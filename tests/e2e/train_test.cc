@@ -99,6 +99,24 @@ TEST_F(TrainTest, QatIsNearerThanTheRoundingItStartsFrom) {
   EXPECT_EQ(States("a"), 0) << "a finished training leaves its state behind";
 }
 
+// Four bytes for each value of the model, all of which are trained, and its scales and zero points,
+// beside what the memory of the program itself differs by.
+TEST_F(TrainTest, PlansCountRunningMeans) {
+  const auto planned = [&](const std::string& name, const std::string& average) {
+    const ProgramResult result =
+        Program({"plan", Pipeline(name, Qat(Train(", block_tokens: 0, average: " + average))),
+                 "--json", Path(name + ".json")});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return result.exit_code == 0 ? Json(name + ".json")["peak_host_bytes"].get<double>() : 0.0;
+  };
+  const double stored = static_cast<double>(fs::file_size(model_ + "/model.safetensors"));  // BF16
+  const double groups = 2 * stored / 2 / 64;
+  const double expected = 4 * (stored / 2 + groups);
+  EXPECT_NEAR(planned("with", "0.5") - planned("without", "0"), expected, 0.15 * expected);
+  // A mean over one step is the last value.
+  EXPECT_NEAR(planned("short", "0.1"), planned("without", "0"), 0.15 * expected);
+}
+
 TEST_F(TrainTest, ThreadsDoNotMatter) {
   const std::string stages = Qat(Train(", block_tokens: 256", 3));
   ASSERT_EQ(RunPipeline(Pipeline("a", stages)).exit_code, 0);
@@ -107,7 +125,7 @@ TEST_F(TrainTest, ThreadsDoNotMatter) {
 }
 
 TEST_F(TrainTest, KilledAndContinuedEndsInTheSameBytes) {
-  const std::string stages = Qat(Train(", block_tokens: 512, save_seconds: 0", 12));
+  const std::string stages = Qat(Train(", block_tokens: 512, save_seconds: 0, average: 0.5", 12));
   ASSERT_EQ(RunPipeline(Pipeline("whole", stages, "gptq_v2")).exit_code, 0);
   Pipeline("cut", stages, "gptq_v2");
   // In the middle of a block, behind the first saved step, and later.

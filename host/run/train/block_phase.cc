@@ -87,6 +87,7 @@ class BlockPhase {
     AdamWOptions adamw;
     adamw.decay = options_.decay;
     adamw.clip_norm = options_.clip_norm;
+    adamw.beta1 = options_.beta1;
     AdamW optimizer(*run_.ops, adamw);
     QM_RETURN_IF_ERROR(
         run_.slots->Register(plans_, block, options_.parameter_rate, QM_PHASE_BLOCK, &optimizer));

@@ -57,6 +57,7 @@ class EndToEnd {
       QM_RETURN_IF_ERROR(run_.state->Save(backend_, run_.position, Tensors()));
       saved = Clock::now();
     }
+    QM_RETURN_IF_ERROR(optimizer_.StoreAverages());
     return run_.slots->Refresh();
   }
 
@@ -65,6 +66,8 @@ class EndToEnd {
     AdamWOptions adamw;
     adamw.decay = options_.decay;
     adamw.clip_norm = options_.clip_norm;
+    adamw.beta1 = options_.beta1;
+    adamw.average_steps = options_.AverageSteps();
     return adamw;
   }
 

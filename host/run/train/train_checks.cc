@@ -63,7 +63,7 @@ Trained CountTrained(const PipelinePlan& plan, const PreparedStage& stage, int64
 
 int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DType activation,
                       int64_t model_bytes) {
-  // Of the optimizer: master values, two moments, gradients; all f32.
+  // Of the optimizer: master values, two moments, gradients; all f32. Means come on top.
   constexpr int64_t kOptimizer = 4 * 4, kLogitCopies = 4, kLogits = int64_t{1} << 24;
   const ModelConfig& config = plan.config;
   const TrainOptions& train = *stage.stage->train;
@@ -95,7 +95,8 @@ int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DTyp
     const int64_t block = TapeBytes(config, rows, activation) + BackwardBytes(config, rows) +
                           (train.checkpointing ? trained.kept_in_block : trained.kept) +
                           trained.gradient;
-    whole = values * kOptimizer + kept + std::max(logits, block);
+    const int64_t average = train.AverageSteps() > 1 ? 4 : 0;
+    whole = values * (kOptimizer + average) + kept + std::max(logits, block);
   }
   return fixed + std::max(blocks, whole);
 }

@@ -279,11 +279,13 @@ TEST_P(CudaTrainTest, OptimizerOverManyTensors) {
       update.second_moment.as<float>()[k] *= update.second_moment.as<float>()[k];
     }
     update.stored = Garbage(shape, dtype());
+    if (i % 3 > 0) update.average = Gradient(shape, seed + 4);
+    update.step.average_keep = 0.3;
     gradients.push_back(Clone(update.gradient));
     expected.push_back(update);
     for (Tensor* tensor : {&update.gradient, &update.master, &update.first_moment,
-                           &update.second_moment, &update.stored}) {
-      *tensor = OnGpu(*tensor);
+                           &update.second_moment, &update.stored, &update.average}) {
+      if (!tensor->empty()) *tensor = OnGpu(*tensor);
     }
     on_gpu.push_back(update.gradient);
     updates.push_back(update);
@@ -298,6 +300,9 @@ TEST_P(CudaTrainTest, OptimizerOverManyTensors) {
     ExpectClose("parameter", updates[i].master, expected[i].master, 1e-5);
     ExpectClose("first moment", updates[i].first_moment, expected[i].first_moment, 1e-6);
     ExpectClose("second moment", updates[i].second_moment, expected[i].second_moment, 1e-6);
+    if (!updates[i].average.empty()) {
+      ExpectClose("mean", updates[i].average, expected[i].average, 1e-5);
+    }
     Tensor rounded = Garbage(updates[i].stored.shape(), dtype());
     const Tensor master = OnHost(updates[i].master);
     for (int64_t k = 0; k < rounded.elements(); ++k) {

@@ -137,6 +137,37 @@ TEST(TrainingStep, FollowsAdamW) {
   EXPECT_LT(last, 0.9 * first);
 }
 
+// Means over three steps: of all values at first, then exponential ones; where the training ends.
+TEST(TrainingStep, EndsWithTheMeansOfItsParameters) {
+  const auto backend = MakeCpuBackend(1).value();
+  const auto ops = MakeTrainingOps(*backend).value();
+  for (const double average_steps : {0.0, 1.0, 3.0}) {
+    Tensor weight = Tensor::FromF32({2}, {1, 2});
+    AdamWOptions options;
+    options.average_steps = average_steps;
+    AdamW optimizer(*ops, options);
+    ASSERT_TRUE(optimizer.Add("w", weight, 1, true).ok());
+    ASSERT_TRUE(optimizer.StoreAverages().ok());
+    EXPECT_EQ(Values(weight), (Doubles{1, 2})) << "before the first step";
+    std::vector<Doubles> after;
+    for (int step = 0; step < 5; ++step) {
+      Tensor gradient = optimizer.gradients()[0].tensor;
+      gradient.as<float>()[0] = static_cast<float>(step - 1);
+      gradient.as<float>()[1] = 0.5f;
+      ASSERT_TRUE(optimizer.Step(0.1).ok());
+      after.push_back(Values(weight));
+    }
+    Doubles expected = after.back();
+    for (size_t k = 0; average_steps > 1 && k < expected.size(); ++k) {
+      const double first_three = (after[0][k] + after[1][k] + after[2][k]) / 3;
+      expected[k] = (2 * (2 * first_three + after[3][k]) / 3 + after[4][k]) / 3;
+    }
+    EXPECT_EQ(optimizer.State().size(), average_steps > 1 ? 4u : 3u);
+    ASSERT_TRUE(optimizer.StoreAverages().ok());
+    EXPECT_LT(RelativeError(Values(weight), expected), 1e-6) << average_steps;
+  }
+}
+
 TEST(TrainingStep, GradientThatIsNotFiniteChangesNothing) {
   const auto backend = MakeCpuBackend(1).value();
   const auto ops = MakeTrainingOps(*backend).value();

@@ -183,13 +183,18 @@ AdamWUpdate MakeUpdate(Shape shape, uint32_t seed, DType stored) {
 TEST(TrainingOps, AdamWUpdatesRoundsAndZeroes) {
   OpsRig rig;
   std::vector<AdamWUpdate> updates;
-  std::vector<Doubles> g, p, m;
+  std::vector<Doubles> g, p, m, mean;
   for (DType stored : {DType::kF32, DType::kF16, DType::kBF16}) {
     const auto index = static_cast<uint32_t>(updates.size());
     updates.push_back(MakeUpdate({3 + index, 7}, 30 + 4 * index, stored));
     g.push_back(Values(updates.back().gradient));
     p.push_back(Values(updates.back().master));
     m.push_back(Values(updates.back().first_moment));
+    updates.back().step.average_keep = 0.75;
+    mean.emplace_back();
+    if (stored == DType::kF16) continue;  // one without
+    updates.back().average = RandomTensor(updates.back().gradient.shape(), 80 + index);
+    mean.back() = Values(updates.back().average);
   }
   updates.push_back(MakeUpdate({0}, 60, DType::kBF16));  // nothing to do
   double squares = 0;
@@ -211,6 +216,10 @@ TEST(TrainingOps, AdamWUpdatesRoundsAndZeroes) {
       expected.push_back(p[i][k] * (1 - 0.01 * 0.1) - 0.01 * first / (std::sqrt(second) + 1e-8));
     }
     EXPECT_LT(Error(updates[i].master, expected), kOpsTolerance) << i;
+    for (size_t k = 0; k < mean[i].size(); ++k) mean[i][k] = 0.75 * mean[i][k] + 0.25 * expected[k];
+    if (!mean[i].empty()) {
+      EXPECT_LT(Error(updates[i].average, mean[i]), kOpsTolerance) << i;
+    }
     Tensor rounded = Garbage(updates[i].stored.shape(), updates[i].stored.dtype());
     for (int64_t k = 0; k < rounded.elements(); ++k) {
       StoreFloat(rounded, k, updates[i].master.as<float>()[k]);
@@ -230,6 +239,9 @@ TEST(TrainingOps, AdamWRefusesWrongArguments) {
   EXPECT_FALSE(refused([](AdamWUpdate&) {}));
   EXPECT_TRUE(refused([](AdamWUpdate& u) { u.step.step = 0; }));
   EXPECT_TRUE(refused([](AdamWUpdate& u) { u.master = Zeros({3, 2}); }));
+  EXPECT_TRUE(refused([](AdamWUpdate& u) { u.average = Zeros({3, 2}); }));
+  EXPECT_TRUE(refused([](AdamWUpdate& u) { u.step.average_keep = 1.5; }));
+  EXPECT_TRUE(refused([](AdamWUpdate& u) { u.step.average_keep = NAN; }));
   EXPECT_TRUE(refused([](AdamWUpdate& u) { u.stored = Tensor::FromI32({1}, {1}); }));
   EXPECT_TRUE(refused([](AdamWUpdate& u) { u.first_moment = u.stored; }));
 }

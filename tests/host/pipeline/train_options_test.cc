@@ -83,6 +83,8 @@ TEST(TrainOptionsTest, ValuesAreTaken) {
                                 {"lr_floor", 0},
                                 {"weight_decay", 0.1},
                                 {"clip_norm", 0},
+                                {"beta1", 0.98},
+                                {"average", 0.5},
                                 {"loss", "lm"},
                                 {"norms", false},
                                 {"checkpointing", false},
@@ -99,6 +101,8 @@ TEST(TrainOptionsTest, ValuesAreTaken) {
   EXPECT_EQ(o.rate_floor, 0);
   EXPECT_EQ(o.decay, 0.1);
   EXPECT_EQ(o.clip_norm, 0);
+  EXPECT_EQ(o.beta1, 0.98);
+  EXPECT_EQ(o.AverageSteps(), 4);
   EXPECT_FALSE(o.distill);
   EXPECT_FALSE(o.norms);
   EXPECT_FALSE(o.checkpointing);
@@ -132,6 +136,8 @@ TEST(TrainOptionsTest, WrongValues) {
       {{{"lr_floor", 2}}, "'train.lr_floor' is 2; it must be a number from 0 to 1"},
       {{{"weight_decay", -0.5}}, "'train.weight_decay' is -0.5; it must be a number, 0 or more"},
       {{{"clip_norm", -1}}, "'train.clip_norm' is -1; it must be a number, 0 or more"},
+      {{{"beta1", 1}}, "'train.beta1' is 1; it must be a number from 0 to 0.9999"},
+      {{{"average", 2}}, "'train.average' is 2; it must be a number from 0 to 1"},
       {{{"warmup", -0.5}}, "'train.warmup' is -0.5; it must be a number from 0 to 1e+09"},
       {{{"loss", "mse"}}, "'train.loss' is \"mse\"; it must be distill or lm"},
       {{{"norms", "yes"}}, "'train.norms' is \"yes\"; it must be true or false"},
