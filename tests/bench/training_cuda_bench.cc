@@ -287,7 +287,9 @@ class Bench {
     QM_ASSIGN_OR_RETURN(ops_, MakeTrainingOps(cuda_));
     QM_ASSIGN_OR_RETURN(model_, RandomModel(config_, kLength, cuda_, 1));
     QM_ASSIGN_OR_RETURN(teacher_, RandomModel(config_, kLength, cuda_, 1000));
-    optimizer_ = std::make_unique<AdamW>(*ops_, AdamWOptions{});
+    AdamWOptions options;
+    options.average_steps = 50;  // as trainings keep means
+    optimizer_ = std::make_unique<AdamW>(*ops_, options);
     for (const NamedTensor& parameter : Parameters(model_)) {
       QM_RETURN_IF_ERROR(optimizer_->Add(parameter.name, parameter.tensor, 1, false));
     }
