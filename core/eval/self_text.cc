@@ -12,9 +12,6 @@
 namespace quantmill {
 namespace {
 
-// Sequences that run together: the weights are read once for all of them.
-constexpr int64_t kBatch = 32;
-
 class SelfText {
  public:
   SelfText(const ResidentModel& model, int64_t samples, int64_t length, uint64_t seed,
@@ -33,11 +30,12 @@ class SelfText {
     }
   }
 
-  // Windows [begin, begin + batch) of `windows`.
-  absl::Status SampleBatch(int64_t begin, int64_t batch, Tensor* windows);
+  // The one token that a window without a given beginning starts with.
+  int32_t FirstToken(int64_t window);
+  // Continues windows [begin, begin + batch) of `windows` behind their first `given` tokens.
+  absl::Status SampleBatch(int64_t begin, int64_t batch, int64_t given, Tensor* windows);
 
  private:
-  int32_t FirstToken(int64_t window);
   void SampleStep(int64_t begin, int64_t position, Tensor& logits, std::vector<int32_t>* next,
                   Tensor* windows);
 
@@ -73,19 +71,30 @@ void SelfText::SampleStep(int64_t begin, int64_t position, Tensor& logits,
   });
 }
 
-absl::Status SelfText::SampleBatch(int64_t begin, int64_t batch, Tensor* windows) {
+absl::Status SelfText::SampleBatch(int64_t begin, int64_t batch, int64_t given, Tensor* windows) {
   QM_ASSIGN_OR_RETURN(DecodeSession session, DecodeSession::Create(model_, length_, batch));
-  std::vector<int32_t> next(static_cast<size_t>(batch));
+  std::vector<int32_t> next;
   for (int64_t b = 0; b < batch; ++b) {
-    next[static_cast<size_t>(b)] = FirstToken(begin + b);
-    windows->as<int32_t>()[(begin + b) * length_] = next[static_cast<size_t>(b)];
+    const int32_t* window = windows->as<int32_t>() + (begin + b) * length_;
+    next.insert(next.end(), window, window + given);
   }
-  for (int64_t position = 1; position < length_; ++position) {
+  for (int64_t position = given; position < length_; ++position) {
     QM_ASSIGN_OR_RETURN(Tensor logits, session.Append(next));
+    next.resize(static_cast<size_t>(batch));
     SampleStep(begin, position, logits, &next, windows);
     if (progress_) {
       QM_RETURN_IF_ERROR(progress_(begin * length_ + batch * (position + 1), samples_ * length_));
     }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SampleAll(const ResidentModel& model, SelfText& text, int64_t given, Tensor* windows) {
+  const int64_t samples = windows->dim(0);
+  const int64_t at_once =
+      WindowsAtOnce(model.config(), windows->dim(1), model.backend().activation_dtype());
+  for (int64_t begin = 0; begin < samples; begin += at_once) {
+    QM_RETURN_IF_ERROR(text.SampleBatch(begin, std::min(at_once, samples - begin), given, windows));
   }
   return absl::OkStatus();
 }
@@ -100,10 +109,39 @@ absl::StatusOr<Tensor> SampleSelfText(const ResidentModel& model, int64_t sample
   }
   QM_ASSIGN_OR_RETURN(Tensor windows, Tensor::Host(DType::kI32, {samples, length}));
   SelfText text(model, samples, length, seed, progress);
-  for (int64_t begin = 0; begin < samples; begin += kBatch) {
-    QM_RETURN_IF_ERROR(text.SampleBatch(begin, std::min(kBatch, samples - begin), &windows));
+  for (int64_t i = 0; i < samples; ++i) {
+    windows.as<int32_t>()[i * length] = text.FirstToken(i);
   }
+  QM_RETURN_IF_ERROR(SampleAll(model, text, 1, &windows));
   return windows;
+}
+
+absl::StatusOr<Tensor> ContinueText(const ResidentModel& model, const Tensor& beginnings,
+                                    int64_t length, uint64_t seed, const StepProgress& progress) {
+  if (beginnings.dtype() != DType::kI32 || beginnings.rank() != 2 ||
+      !beginnings.device().is_cpu() || beginnings.elements() == 0 || beginnings.dim(1) > length) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("beginnings of windows of ", length, " tokens are I32 [samples, 1 .. ", length,
+                     "] on the host, not ", AbslView(DTypeName(beginnings.dtype())), " ",
+                     beginnings.shape().ToString()));
+  }
+  const int64_t samples = beginnings.dim(0), given = beginnings.dim(1);
+  QM_ASSIGN_OR_RETURN(Tensor windows, Tensor::Host(DType::kI32, {samples, length}));
+  for (int64_t i = 0; i < samples; ++i) {
+    std::copy_n(beginnings.as<const int32_t>() + i * given, given,
+                windows.as<int32_t>() + i * length);
+  }
+  SelfText text(model, samples, length, seed, progress);
+  QM_RETURN_IF_ERROR(SampleAll(model, text, given, &windows));
+  return windows;
+}
+
+int64_t WindowsAtOnce(const ModelConfig& config, int64_t length, DType kv) {
+  constexpr int64_t kLeast = 32, kCacheBytes = int64_t{1} << 30, kLogitBytes = int64_t{64} << 20;
+  const int64_t cache = 2 * config.layers * config.kv_features() * length * ElementSize(kv);
+  const int64_t logits = config.vocab_size * ElementSize(DType::kF32);
+  return std::max(kLeast, std::min(kCacheBytes / std::max<int64_t>(1, cache),
+                                   kLogitBytes / std::max<int64_t>(1, logits)));
 }
 
 }  // namespace quantmill

@@ -1,4 +1,4 @@
-// Calibration text drawn from the model itself, so that a run needs no data.
+// Text drawn from the model itself: for calibration without data, and as further text to train on.
 #ifndef QUANTMILL_CORE_EVAL_SELF_TEXT_H_
 #define QUANTMILL_CORE_EVAL_SELF_TEXT_H_
 
@@ -6,6 +6,8 @@
 
 #include "absl/status/statusor.h"
 #include "core/eval/resident_model.h"
+#include "core/model/config.h"
+#include "core/tensor/tensor.h"
 
 namespace quantmill {
 
@@ -16,6 +18,15 @@ namespace quantmill {
 // position of a batch.
 absl::StatusOr<Tensor> SampleSelfText(const ResidentModel& model, int64_t samples, int64_t length,
                                       uint64_t seed, const StepProgress& progress = nullptr);
+
+// The same with windows that begin with `beginnings`, I32 [samples, 1 .. length] on the host.
+absl::StatusOr<Tensor> ContinueText(const ResidentModel& model, const Tensor& beginnings,
+                                    int64_t length, uint64_t seed,
+                                    const StepProgress& progress = nullptr);
+
+// Windows that are sampled together: as many as keep their keys and values under 1 GiB and their
+// logits under 64 MiB, but 32 at least. kv: the dtype of activations.
+int64_t WindowsAtOnce(const ModelConfig& config, int64_t length, DType kv);
 
 }  // namespace quantmill
 

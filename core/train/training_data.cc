@@ -55,6 +55,42 @@ absl::StatusOr<TrainingData> TrainingData::Read(const Tokenizer& tokenizer, cons
   return data;
 }
 
+absl::StatusOr<Tensor> TrainingData::Excerpts(int64_t count, int64_t length, uint64_t seed) const {
+  if (count < 1 || length < 1 || length > length_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(count, " excerpts of ", length, " tokens from windows of ", length_));
+  }
+  QM_ASSIGN_OR_RETURN(Tensor excerpts, Tensor::Host(DType::kI32, {count, length}));
+  uint64_t state = seed;
+  const uint64_t places = ids_.size() - static_cast<size_t>(length) + 1;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto begin = ids_.begin() + static_cast<std::ptrdiff_t>(SplitMix64(&state) % places);
+    std::copy_n(begin, length, excerpts.as<int32_t>() + i * length);
+  }
+  return excerpts;
+}
+
+absl::StatusOr<TrainingData> TrainingData::With(const Tensor& more) const {
+  if (more.dtype() != DType::kI32 || more.rank() != 2 || more.dim(1) != length_ ||
+      !more.device().is_cpu()) {
+    return absl::InvalidArgumentError(absl::StrCat("further windows are I32 [count, ", length_,
+                                                   "] on the host, not ", more.shape().ToString()));
+  }
+  TrainingData data = *this;
+  data.ids_.resize(static_cast<size_t>(windows() * length_));
+  data.counted_.resize(data.ids_.size());
+  const int32_t* ids = more.as<const int32_t>();
+  data.ids_.insert(data.ids_.end(), ids, ids + more.elements());
+  data.counted_.resize(data.ids_.size(), 1);
+  // The first token of such a window does not follow from the window before it.
+  for (int64_t i = 0; i < more.dim(0); ++i) {
+    data.counted_[static_cast<size_t>((windows() + i) * length_)] = 0;
+  }
+  data.ids_.push_back(0);  // behind the last window, no target
+  data.counted_.push_back(0);
+  return data;
+}
+
 std::vector<int64_t> TrainingData::Order(int64_t epoch) const {
   std::vector<int64_t> order(static_cast<size_t>(windows()));
   std::iota(order.begin(), order.end(), 0);

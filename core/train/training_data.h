@@ -40,6 +40,13 @@ class TrainingData {
   // Windows first .. first + count - 1 of the endless sequence epoch 0, epoch 1, ...
   Windows Batch(int64_t first, int64_t count) const;
 
+  // Pieces of `length` neighbouring tokens from places drawn uniformly, I32 [count, length] on the
+  // host. INVALID_ARGUMENT for lengths outside 1 .. that of a window.
+  absl::StatusOr<Tensor> Excerpts(int64_t count, int64_t length, uint64_t seed) const;
+  // This text and further windows, I32 [count, length()] on the host. What does not fill a window
+  // at its end is gone. INVALID_ARGUMENT for another shape or dtype.
+  absl::StatusOr<TrainingData> With(const Tensor& more) const;
+
  private:
   std::vector<int64_t> Order(int64_t epoch) const;
 

@@ -136,6 +136,12 @@ TrainOptions ReadTrainOptions(const nlohmann::json& section, std::vector<std::st
   reader.Text("loss", &loss);
   if (loss != "distill" && loss != "lm") reader.Wrong("loss", "distill or lm");
   options.distill = loss != "lm";
+  reader.Count("sampled_tokens", 0, &options.sampled_tokens);
+  if (options.sampled_tokens > 0 && !options.distill) {
+    reader.Add(
+        "'train.sampled_tokens' needs loss: distill; next tokens that the model wrote itself teach "
+        "it nothing");
+  }
   reader.Flag("norms", &options.norms);
   reader.Flag("embeddings", &options.embeddings);
   reader.Flag("checkpointing", &options.checkpointing);

@@ -11,11 +11,12 @@
 namespace quantmill {
 
 struct TrainOptions {
-  std::string data;          // absolute path: .txt, .jsonl[.gz], .json (alpaca)
-  std::string key = "text";  // JSONL field
-  int64_t tokens = 0;        // to train on end to end; a whole number of steps
-  int64_t batch = 32;        // sequences of a step
-  int64_t micro_batch = 0;   // of them at once; 0 = all
+  std::string data;            // absolute path: .txt, .jsonl[.gz], .json (alpaca)
+  std::string key = "text";    // JSONL field
+  int64_t tokens = 0;          // to train on end to end; a whole number of steps
+  int64_t sampled_tokens = 0;  // of text that the original model adds to `data`
+  int64_t batch = 32;          // sequences of a step
+  int64_t micro_batch = 0;     // of them at once; 0 = all
   int64_t sequence_length = 1024;
   double rate = 1e-4;         // lr: peak learning rate
   double parameter_rate = 1;  // lr_scale: factor on it for the method's own parameters
@@ -37,6 +38,11 @@ struct TrainOptions {
   int64_t StepTokens() const { return batch * sequence_length; }
   int64_t Steps() const { return tokens / StepTokens(); }
   int64_t MicroBatch() const { return micro_batch > 0 ? micro_batch : batch; }
+  int64_t SampledWindows() const {
+    return (sampled_tokens + sequence_length - 1) / sequence_length;
+  }
+  // Tokens of `data` that a window the model continues begins with.
+  int64_t GivenTokens() const { return sequence_length < 16 ? 1 : sequence_length / 8; }
   double AverageSteps() const { return average * static_cast<double>(Steps()); }
   int64_t BlockSteps() const { return block_tokens / (block_batch * sequence_length); }
 };

@@ -42,30 +42,40 @@ std::string SelfPath(const Pipeline& pipeline) {
                       ".safetensors");
 }
 
-absl::StatusOr<Tensor> SelfWindows(const Pipeline& pipeline, WeightSource& source, Backend& backend,
-                                   const EventSink& sink) {
-  const std::string path = SelfPath(pipeline);
+// The windows that `draw` makes from the model, kept at `path`; or those that an earlier process
+// kept there.
+template <typename Draw>
+absl::StatusOr<Tensor> KeptWindows(const std::string& path, const char* stage, WeightSource& source,
+                                   Backend& backend, const EventSink& sink, const Draw& draw) {
   if (const auto file = SafetensorsFile::Open(path); file.ok()) return (*file)->Get(kSelfTensor);
-  auto progress = [&sink](int64_t done, int64_t total) {
+  const StepProgress progress = [&](int64_t done, int64_t total) {
     sink({{"type", "progress"},
-          {"stage", "drawing calibration text"},
+          {"stage", stage},
           {"unit", "token"},
           {"done", done},
           {"total", total}});
     return absl::OkStatus();
   };
   QM_ASSIGN_OR_RETURN(const ResidentModel model, ResidentModel::Load(backend, source));
-  QM_ASSIGN_OR_RETURN(const Tensor windows, SampleSelfText(model, pipeline.calibration->samples,
-                                                           pipeline.calibration->sequence_length,
-                                                           pipeline.calibration->seed, progress));
+  QM_ASSIGN_OR_RETURN(const Tensor windows, draw(model, progress));
   std::error_code error;
-  std::filesystem::create_directories(pipeline.work_dir, error);
+  std::filesystem::create_directories(std::filesystem::path(path).parent_path(), error);
   QM_ASSIGN_OR_RETURN(
       const auto writer,
       SafetensorsWriter::Create(path, {{kSelfTensor, windows.dtype(), windows.shape()}}));
   QM_RETURN_IF_ERROR(writer->Write(kSelfTensor, windows));
   QM_RETURN_IF_ERROR(writer->Finish());
   return windows;
+}
+
+absl::StatusOr<Tensor> SelfWindows(const Pipeline& pipeline, WeightSource& source, Backend& backend,
+                                   const EventSink& sink) {
+  const CalibrationSection& section = *pipeline.calibration;
+  return KeptWindows(SelfPath(pipeline), "drawing calibration text", source, backend, sink,
+                     [&](const ResidentModel& model, const StepProgress& progress) {
+                       return SampleSelfText(model, section.samples, section.sequence_length,
+                                             section.seed, progress);
+                     });
 }
 
 }  // namespace
@@ -114,6 +124,20 @@ absl::StatusOr<TrainingText> ReadTrainingText(const PipelinePlan& plan, const Pl
   fingerprint.Add(all.ids, threads);
   fingerprint.Add(all.targets, threads);
   return TrainingText{std::make_shared<const TrainingData>(*std::move(data)), fingerprint.Hex()};
+}
+
+absl::StatusOr<TrainingData> WithSampledText(const TrainingData& data, const TrainOptions& train,
+                                             const SampledText& how, WeightSource& original,
+                                             Backend& backend, const EventSink& sink) {
+  const auto draw = [&](const ResidentModel& model,
+                        const StepProgress& progress) -> absl::StatusOr<Tensor> {
+    QM_ASSIGN_OR_RETURN(const Tensor beginnings,
+                        data.Excerpts(train.SampledWindows(), train.GivenTokens(), how.seed));
+    return ContinueText(model, beginnings, train.sequence_length, how.seed, progress);
+  };
+  QM_ASSIGN_OR_RETURN(const Tensor windows, KeptWindows(how.path, "drawing training text", original,
+                                                        backend, sink, draw));
+  return data.With(windows);
 }
 
 }  // namespace quantmill

@@ -1,4 +1,5 @@
-// Token windows for calibration and evaluation, from a text file or from the model itself.
+// Token windows for calibration, evaluation and training, from a text file or from the model
+// itself.
 #ifndef QUANTMILL_HOST_RUN_CALIBRATION_TEXT_H_
 #define QUANTMILL_HOST_RUN_CALIBRATION_TEXT_H_
 
@@ -12,6 +13,7 @@
 #include "core/train/training_data.h"
 #include "host/pipeline/pipeline.h"
 #include "host/pipeline/plan.h"
+#include "host/pipeline/train_options.h"
 #include "host/supervisor/process.h"
 
 namespace quantmill {
@@ -34,6 +36,17 @@ struct TrainingText {
 // no targets.
 absl::StatusOr<TrainingText> ReadTrainingText(const PipelinePlan& plan, const PlannedStage& stage,
                                               ThreadPool& threads);
+
+// How text is drawn for a training, and where it is kept until the training is finished.
+struct SampledText {
+  uint64_t seed = 0;
+  std::string path;
+};
+// `data` and train.sampled_tokens of windows that begin with excerpts of it and that the original
+// model continues.
+absl::StatusOr<TrainingData> WithSampledText(const TrainingData& data, const TrainOptions& train,
+                                             const SampledText& how, WeightSource& original,
+                                             Backend& backend, const EventSink& sink);
 
 }  // namespace quantmill
 

@@ -7,6 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/clock.h"
 #include "core/base/status.h"
+#include "host/run/calibration_text.h"
+#include "host/run/fingerprint.h"
 #include "host/run/train/adapted_source.h"
 #include "host/run/train/train_state.h"
 #include "host/run/train/train_units.h"
@@ -25,6 +27,10 @@ SlotWorkInputs ForSlots(const EngineInputs& in) {
 // The saved state of a training that is not finished.
 std::string StateFile(const std::string& work_dir, const std::string& key) {
   return absl::StrCat(work_dir, "/training/", key, ".safetensors");
+}
+// What the model wrote for that training.
+std::string SampledFile(const std::string& work_dir, const std::string& key) {
+  return absl::StrCat(work_dir, "/training/", key, ".text.safetensors");
 }
 
 // Slots of a stage by input group, in the order of execution.
@@ -160,6 +166,8 @@ absl::Status Engine::RunTraining(const PreparedStage& stage) {
       in_.sink({{"type", "end"}, {"key", unit.key}, {"digest", unit.digest}});
       Remember(std::move(unit));
     }
+    std::error_code error;
+    std::filesystem::remove(SampledFile(in_.work_dir, key), error);
     return TrainState(StateFile(in_.work_dir, key)).Remove();
   }
   for (const int64_t block : blocks) {
@@ -197,6 +205,14 @@ absl::StatusOr<std::vector<Unit>> Engine::ComputeTraining(const PreparedStage& s
   inputs.calls = in_.training;
   inputs.formats = in_.formats;
   inputs.data = in_.texts.at(stage.stage->name).data.get();
+  TrainingData more;
+  if (const TrainOptions& train = *stage.stage->train; train.sampled_tokens > 0) {
+    const uint64_t seed = SlotSeed(in_.plan->pipeline.seed, stage.stage->name, "sampled text");
+    QM_ASSIGN_OR_RETURN(more,
+                        WithSampledText(*inputs.data, train, {seed, SampledFile(in_.work_dir, key)},
+                                        *in_.source, *in_.backend, in_.sink));
+    inputs.data = &more;
+  }
   inputs.key = key;
   inputs.crash_dir = crash_dir;
   inputs.crashed = [this, &key](const std::string& slot) {

@@ -423,6 +423,7 @@ absl::Status EstimateTime(const PipelinePlan& plan, const StageSet& stages,
   extent.original_bytes = TensorBytes(checkpoint);
   extent.work_bytes = report->work_bytes;
   extent.output_bytes = report->output_bytes;
+  extent.activation = backend.activation_dtype();
   if (pipeline.evaluate) extent.text_bytes += FileBytes(pipeline.evaluate->text);
   if (stages.NeedsStatistics() && pipeline.calibration->text != "self") {
     extent.text_bytes += FileBytes(pipeline.calibration->text);

@@ -6,6 +6,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/status.h"
+#include "core/eval/self_text.h"
 #include "core/threads/thread_pool.h"
 
 namespace quantmill {
@@ -141,6 +142,19 @@ int64_t LastMeasuredBlock(const PipelinePlan& plan, const StageSet& stages) {
   return last;
 }
 
+// Windows that the model writes, one token after the other.
+RunWork Drawing(const PipelinePlan& plan, int64_t windows, int64_t length, DType activation) {
+  const double rows = static_cast<double>(windows * length);
+  RunWork work = AllBlocks(plan, rows, static_cast<double>(length));
+  work.few_rows = work.products + HeadFlops(plan, rows);
+  work.products = 0;
+  work.exponentials += rows * static_cast<double>(plan.config.vocab_size);
+  const double at_once = static_cast<double>(WindowsAtOnce(plan.config, length, activation));
+  work.steps = static_cast<double>(length) * std::max(1.0, static_cast<double>(windows) / at_once) *
+               static_cast<double>(plan.config.layers);
+  return work;
+}
+
 }  // namespace
 
 RunWork& operator+=(RunWork& a, const RunWork& b) {
@@ -157,21 +171,10 @@ RunWork& operator+=(RunWork& a, const RunWork& b) {
   return a;
 }
 
-RunWork DrawingWork(const PipelinePlan& plan) {
-  RunWork work;
+RunWork DrawingWork(const PipelinePlan& plan, DType activation) {
   const auto& calibration = plan.pipeline.calibration;
-  if (!calibration || calibration->text != "self") return work;
-  constexpr double kSequencesAtOnce = 32;  // core/eval/self_text.cc
-  const double length = static_cast<double>(calibration->sequence_length);
-  const double rows = static_cast<double>(calibration->samples) * length;
-  work = AllBlocks(plan, rows, length);
-  work.few_rows = work.products + HeadFlops(plan, rows);
-  work.products = 0;
-  work.exponentials += rows * static_cast<double>(plan.config.vocab_size);
-  work.steps = length *
-               std::max(1.0, static_cast<double>(calibration->samples) / kSequencesAtOnce) *
-               static_cast<double>(plan.config.layers);
-  return work;
+  if (!calibration || calibration->text != "self") return {};
+  return Drawing(plan, calibration->samples, calibration->sequence_length, activation);
 }
 
 RunWork QuantizingWork(const PipelinePlan& plan, const StageSet& stages) {
@@ -199,13 +202,16 @@ RunWork QuantizingWork(const PipelinePlan& plan, const StageSet& stages) {
   return work;
 }
 
-RunWork TrainingWork(const PipelinePlan& plan, const StageSet& stages) {
+RunWork TrainingWork(const PipelinePlan& plan, const StageSet& stages, DType activation) {
   RunWork work;
   for (const PreparedStage& stage : stages.stages) {
     if (!stage.trains) continue;
     const TrainOptions& train = *stage.stage->train;
     const double length = static_cast<double>(train.sequence_length);
     const double teacher = train.distill ? 1 : 0;
+    if (train.sampled_tokens > 0) {
+      work += Drawing(plan, train.SampledWindows(), train.sequence_length, activation);
+    }
     // A backward pass is worth two forward passes.
     if (stage.HasPhase(QM_PHASE_END_TO_END)) {
       const double rows = static_cast<double>(train.tokens);
@@ -257,9 +263,9 @@ RunWork EvaluationWork(const PipelinePlan& plan, int64_t windows) {
 
 RunWork TotalWork(const PipelinePlan& plan, const StageSet& stages, const RunExtent& extent) {
   RunWork work;
-  if (stages.NeedsStatistics()) work += DrawingWork(plan);
+  if (stages.NeedsStatistics()) work += DrawingWork(plan, extent.activation);
   work += QuantizingWork(plan, stages);
-  work += TrainingWork(plan, stages);
+  work += TrainingWork(plan, stages, extent.activation);
   work += OutputWork(plan, extent);
   work += EvaluationWork(plan, extent.evaluation_windows);
   work.text_bytes = static_cast<double>(extent.text_bytes);

@@ -151,6 +151,32 @@ TEST_F(TrainTest, KilledAndContinuedEndsInTheSameBytes) {
   EXPECT_EQ(Tree(Path("cut.out")), Tree(Path("whole.out")));
 }
 
+// Text that the model writes is drawn once, beside the state, and gone with it.
+TEST_F(TrainTest, TextThatTheModelWroteIsKeptUntilTheEnd) {
+  const std::string stages =
+      Qat(Train(", block_tokens: 0, save_seconds: 0, sampled_tokens: 640", 12));
+  ASSERT_EQ(RunPipeline(Pipeline("whole", stages)).exit_code, 0);
+  Pipeline("cut", stages);
+  ASSERT_TRUE(RunAndKill("cut", R"("end_to_end","step":4)"));
+  std::string text;
+  for (const auto& entry : fs::directory_iterator(Path("cut.work/training"))) {
+    if (entry.path().string().find(".text.safetensors") != std::string::npos) text = entry.path();
+  }
+  ASSERT_NE(text, "");
+  const auto drawn = fs::last_write_time(text);
+  ASSERT_TRUE(RunAndKill("cut", R"("end_to_end","step":8)"));
+  EXPECT_EQ(fs::last_write_time(text), drawn);
+  const ProgramResult last = RunPipeline(Path("cut.yaml"), {"--resume"});
+  ASSERT_EQ(last.exit_code, 0) << last.err;
+  EXPECT_EQ(Tree(Path("cut.out")), Tree(Path("whole.out")));
+  EXPECT_EQ(Content("cut.work/training/qat.jsonl"), Content("whole.work/training/qat.jsonl"));
+  EXPECT_EQ(States("cut"), 0);
+  // Another text is another training.
+  Pipeline("plain", Qat(Train(", block_tokens: 0, save_seconds: 0", 12)));
+  ASSERT_EQ(RunPipeline(Path("plain.yaml")).exit_code, 0);
+  EXPECT_NE(Content("plain.work/training/qat.jsonl"), Content("whole.work/training/qat.jsonl"));
+}
+
 TEST_F(TrainTest, AStateThatIsCutOffIsRefusedWithWhatToDo) {
   const std::string stages = Qat(Train(", block_tokens: 0, save_seconds: 0", 12));
   Pipeline("cut", stages);
@@ -188,6 +214,13 @@ TEST_F(TrainTest, AnotherRateIsAnotherTraining) {
                  "--set", "stages.0.train.checkpointing=false"});
   ASSERT_EQ(cheaper.exit_code, 0) << cheaper.err;
   EXPECT_EQ(Json("d.json")["reused_units"], Json("d.json")["units"]);
+  for (const char* change : {"average=0.9", "beta1=0.5", "sampled_tokens=64"}) {
+    const ProgramResult other = RunPipeline(
+        pipeline, {"--resume", "--json", Path("e.json"), "--set", "stages.0.train.lr=1.00000001e-3",
+                   "--set", std::string("stages.0.train.") + change});
+    ASSERT_EQ(other.exit_code, 0) << other.err;
+    EXPECT_EQ(Json("e.json")["reused_units"], 0) << change;
+  }
 }
 
 TEST_F(TrainTest, StartsFromAnotherStage) {

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/checkpoint/peft_adapter.h"
+#include "core/eval/self_text.h"
 #include "core/train/block_gradients.h"
 #include "host/run/train/training.h"
 
@@ -98,7 +99,16 @@ int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DTyp
     const int64_t average = train.AverageSteps() > 1 ? 4 : 0;
     whole = values * (kOptimizer + average) + kept + std::max(logits, block);
   }
-  return fixed + std::max(blocks, whole);
+  // Before, the original alone may draw text: keys and values, logits of a step.
+  int64_t drawing = 0;
+  if (train.sampled_tokens > 0) {
+    const int64_t at_once =
+        std::min(train.SampledWindows(), WindowsAtOnce(config, train.sequence_length, activation));
+    drawing = model_bytes +
+              at_once * (2 * config.layers * config.kv_features() * train.sequence_length * width +
+                         4 * config.vocab_size);
+  }
+  return std::max(drawing, fixed + std::max(blocks, whole));
 }
 
 int64_t AdapterBytes(const PreparedStage& stage, size_t index) {

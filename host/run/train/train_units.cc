@@ -18,8 +18,8 @@ namespace {
 std::string TrainText(const TrainOptions& o) {
   return nlohmann::json::array({o.tokens, o.batch, o.micro_batch, o.sequence_length, o.rate,
                                 o.parameter_rate, o.distill, o.warmup, o.rate_floor, o.decay,
-                                o.clip_norm, o.norms, o.embeddings, o.block_tokens, o.block_rate,
-                                o.block_batch})
+                                o.clip_norm, o.beta1, o.average, o.sampled_tokens, o.norms,
+                                o.embeddings, o.block_tokens, o.block_rate, o.block_batch})
       .dump();
 }
 

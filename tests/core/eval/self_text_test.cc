@@ -1,9 +1,11 @@
 #include "core/eval/self_text.h"
 
+#include <cmath>
 #include <memory>
 #include <set>
 
 #include "core/eval/evaluate.h"
+#include "core/eval/sampler.h"
 #include "core/model/dense_source.h"
 #include "gtest/gtest.h"
 #include "tests/core/model/random_model.h"
@@ -61,8 +63,61 @@ TEST(SelfTextTest, WithoutBeginningOfTextTheFirstTokenIsDrawn) {
   EXPECT_GT(first.size(), 5u);
 }
 
+// Each next token as a sampler of the window's own draws it from the logits of the whole text so
+// far, computed at once.
+TEST(SelfTextTest, ContinuesWhatItIsGiven) {
+  Rig rig;
+  constexpr int64_t kSamples = 3, kGiven = 5, kLength = 9;
+  const Tensor given =
+      Tensor::FromI32({kSamples, kGiven}, {5, 9, 13, 17, 21, 30, 31, 32, 33, 34, 7, 60, 3, 44, 8});
+  const Tensor windows = ContinueText(rig.model, given, kLength, 11).value();
+  ASSERT_EQ(windows.shape(), Shape({kSamples, kLength}));
+  for (int64_t i = 0; i < kSamples; ++i) {
+    const int32_t* window = windows.as<const int32_t>() + i * kLength;
+    for (int64_t k = 0; k < kGiven; ++k) {
+      EXPECT_EQ(window[k], given.as<const int32_t>()[i * kGiven + k]);
+    }
+    SamplingOptions options;
+    options.temperature = 1;
+    Sampler sampler(options, SplitMix64(StreamOf(11, static_cast<uint64_t>(i)).Next()));
+    for (int64_t k = kGiven; k < kLength; ++k) {
+      DecodeSession session = DecodeSession::Create(rig.model, kLength).value();
+      Tensor logits = session.Append({window, static_cast<size_t>(k)}).value();
+      for (const int special : {1, 2}) logits.as<float>()[special] = -INFINITY;
+      EXPECT_EQ(window[k], sampler.Next({logits.as<float>(), 64})) << i << " " << k;
+    }
+  }
+  // Nothing is left to write.
+  const Tensor whole = ContinueText(rig.model, given, kGiven, 11).value();
+  for (int64_t k = 0; k < given.elements(); ++k) {
+    EXPECT_EQ(whole.as<const int32_t>()[k], given.as<const int32_t>()[k]);
+  }
+}
+
+TEST(SelfTextTest, WindowsAtOnceDependOnWhatTheyTake) {
+  ModelConfig config;
+  config.layers = 10;
+  config.kv_heads = 2;
+  config.head_dim = 64;
+  config.vocab_size = 8192;
+  // 2 x 10 x 128 x 1024 values of a sequence in 1 GiB; four times as many logits as fit for 8192.
+  EXPECT_EQ(WindowsAtOnce(config, 1024, DType::kBF16), (1 << 30) / (2 * 10 * 128 * 1024 * 2));
+  EXPECT_EQ(WindowsAtOnce(config, 1024, DType::kF32), (1 << 30) / (2 * 10 * 128 * 1024 * 4));
+  EXPECT_EQ(WindowsAtOnce(config, 1, DType::kF32), (64 << 20) / (8192 * 4));
+  config.layers = 80;
+  config.kv_heads = 8;
+  EXPECT_EQ(WindowsAtOnce(config, 4096, DType::kF32), 32);
+}
+
 TEST(SelfTextTest, BadInput) {
   Rig rig;
+  const Tensor ids = Tensor::FromI32({1, 4}, {3, 4, 5, 6});
+  EXPECT_TRUE(absl::IsInvalidArgument(ContinueText(rig.model, ids, 3, 1).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(ContinueText(rig.model, ids.Reshaped({4}), 8, 1).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      ContinueText(rig.model, Tensor::FromF32({1, 1}, {3}), 8, 1).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      ContinueText(rig.model, Tensor::FromI32({1, 1}, {64}), 8, 1).status()));
   EXPECT_TRUE(absl::IsInvalidArgument(SampleSelfText(rig.model, 0, 8, 1).status()));
   EXPECT_TRUE(absl::IsInvalidArgument(SampleSelfText(rig.model, 1, 0, 1).status()));
   EXPECT_TRUE(absl::IsInvalidArgument(SampleSelfText(rig.model, 1, 129, 1).status()));

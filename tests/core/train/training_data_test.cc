@@ -1,10 +1,13 @@
 #include "core/train/training_data.h"
 
+#include <algorithm>
 #include <fstream>
+#include <numeric>
 #include <set>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/core/cpu/support.h"
 #include "tests/support/shared_data.h"
 
 namespace quantmill::testing {
@@ -93,6 +96,57 @@ TEST_F(TrainingDataTest, TooLittleTextIsRefused) {
       TrainingData::Read(*tokenizer_, Write("short.txt", "Flour."), options).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("do not fill a window of 100"));
+}
+
+// Excerpts are pieces of the text; further windows are read whole, and nothing is a target across
+// their borders.
+TEST_F(TrainingDataTest, TextIsExtendedByWindows) {
+  std::string text;
+  for (int i = 0; i < 60; ++i) text += "The miller ground " + std::to_string(i) + " sacks. ";
+  TrainingDataOptions options;
+  options.length = 16;
+  const TrainingData data =
+      TrainingData::Read(*tokenizer_, Write("text.txt", text), options).value();
+  const std::vector<int32_t> stream = Encode(text);
+  const Tensor excerpts = data.Excerpts(50, 6, 3).value();
+  std::set<int64_t> places;
+  for (int64_t i = 0; i < 50; ++i) {
+    const int32_t* piece = excerpts.as<const int32_t>() + i * 6;
+    const auto place = std::search(stream.begin(), stream.end(), piece, piece + 6);
+    ASSERT_NE(place, stream.end());
+    places.insert(place - stream.begin());
+  }
+  EXPECT_GT(places.size(), 25u);
+  EXPECT_TRUE(SameBytes(excerpts, data.Excerpts(50, 6, 3).value()));
+  EXPECT_FALSE(SameBytes(excerpts, data.Excerpts(50, 6, 4).value()));
+
+  std::vector<int32_t> ids(3 * 16);
+  std::iota(ids.begin(), ids.end(), 100);
+  const TrainingData longer = data.With(Tensor::FromI32({3, 16}, ids)).value();
+  ASSERT_EQ(longer.windows(), data.windows() + 3);
+  const auto batch = longer.Batch(0, longer.windows());
+  std::multiset<std::vector<int32_t>> seen, expected;
+  for (int64_t w = 0; w < longer.windows(); ++w) {
+    const int32_t* window = batch.ids.as<const int32_t>() + w * 16;
+    const int32_t* targets = batch.targets.as<const int32_t>() + w * 16;
+    seen.insert({window, window + 16});
+    for (int i = 0; i < 15; ++i) EXPECT_EQ(targets[i], window[i + 1]);
+    const bool added = window[0] >= 100 && window[1] == window[0] + 1;
+    const bool last = std::equal(window, window + 16, stream.begin() + (data.windows() - 1) * 16);
+    EXPECT_EQ(targets[15] < 0, added || last);
+  }
+  for (int64_t w = 0; w < data.windows(); ++w) {
+    expected.insert({stream.begin() + w * 16, stream.begin() + w * 16 + 16});
+  }
+  for (int i = 0; i < 3; ++i) expected.insert({ids.begin() + i * 16, ids.begin() + i * 16 + 16});
+  EXPECT_EQ(seen, expected);
+
+  EXPECT_TRUE(absl::IsInvalidArgument(data.Excerpts(1, 17, 1).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(data.Excerpts(0, 4, 1).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      data.With(Tensor::FromI32({1, 8}, absl::MakeConstSpan(ids).first(8))).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      data.With(Tensor::FromF32({1, 16}, std::vector<float>(16))).status()));
 }
 
 }  // namespace

@@ -113,6 +113,19 @@ TEST(TrainOptionsTest, ValuesAreTaken) {
   EXPECT_EQ(Read({{"steps", 8}, {"lr", 1e-3}}).options.block_rate, 1e-3);
 }
 
+TEST(TrainOptionsTest, SampledTextIsWindows) {
+  const TrainOptions none = Read({{"steps", 8}}).options;
+  EXPECT_EQ(none.SampledWindows(), 0);
+  const Outcome some = Read({{"steps", 8}, {"sequence_length", 1024}, {"sampled_tokens", 1025}});
+  EXPECT_THAT(some.errors, IsEmpty());
+  EXPECT_EQ(some.options.SampledWindows(), 2);
+  EXPECT_EQ(some.options.GivenTokens(), 128);
+  EXPECT_EQ(Read({{"steps", 8}, {"sequence_length", 4}}).options.GivenTokens(), 1);
+  EXPECT_THAT(Read({{"steps", 8}, {"sampled_tokens", 64}, {"loss", "lm"}}).errors,
+              ElementsAre("'train.sampled_tokens' needs loss: distill; next tokens that the model "
+                          "wrote itself teach it nothing"));
+}
+
 TEST(TrainOptionsTest, WrongValues) {
   const std::pair<Json, std::string> cases[] = {
       {{{"data", 5}}, "'train.data' is 5; it must be a text"},
@@ -137,6 +150,8 @@ TEST(TrainOptionsTest, WrongValues) {
       {{{"weight_decay", -0.5}}, "'train.weight_decay' is -0.5; it must be a number, 0 or more"},
       {{{"clip_norm", -1}}, "'train.clip_norm' is -1; it must be a number, 0 or more"},
       {{{"beta1", 1}}, "'train.beta1' is 1; it must be a number from 0 to 0.9999"},
+      {{{"sampled_tokens", -1}},
+       "'train.sampled_tokens' is -1; it must be a whole number, 0 or more"},
       {{{"average", 2}}, "'train.average' is 2; it must be a number from 0 to 1"},
       {{{"warmup", -0.5}}, "'train.warmup' is -0.5; it must be a number from 0 to 1e+09"},
       {{{"loss", "mse"}}, "'train.loss' is \"mse\"; it must be distill or lm"},
