@@ -53,6 +53,8 @@ class CpuBackend : public Backend {
   }
   absl::Status Zero(Tensor* tensor) override;
   absl::Status Copy(const Tensor& source, Tensor* target) override;
+  absl::Status CopyPieces(const Tensor& source, int64_t pieces, int64_t begin,
+                          Tensor* target) override;
   absl::StatusOr<Tensor> ToDevice(const Tensor& tensor) override {
     QM_RETURN_IF_ERROR(
         Expect(tensor.device().is_cpu(), "ToDevice", "the tensor is not on the host"));
@@ -143,6 +145,25 @@ absl::Status CpuBackend::Copy(const Tensor& source, Tensor* target) {
                  static_cast<char*>(target->data()) + begin * ElementSize(target->dtype()),
                  target->dtype(), end - begin);
   });
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::CopyPieces(const Tensor& source, int64_t pieces, int64_t begin,
+                                    Tensor* target) {
+  constexpr char kOp[] = "CopyPieces";
+  QM_RETURN_IF_ERROR(Expect(target != nullptr, kOp, "target is null"));
+  QM_RETURN_IF_ERROR(ExpectTensor(kOp, "source", source, source.dtype(), source.shape()));
+  QM_RETURN_IF_ERROR(ExpectOutput(kOp, "target", target, source.dtype(), target->shape()));
+  QM_RETURN_IF_ERROR(Expect(PiecesFit(source, pieces, begin, *target), kOp, pieces, " pieces of ",
+                            source.shape().ToString(), " do not fit ", target->shape().ToString(),
+                            " from row ", begin, " of each on"));
+  const int64_t bytes = source.bytes() / pieces, stride = target->bytes() / pieces;
+  const int64_t offset = begin * target->dim(1) * ElementSize(target->dtype());
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    std::memcpy(static_cast<char*>(target->data()) + piece * stride + offset,
+                static_cast<const char*>(source.data()) + piece * bytes,
+                static_cast<size_t>(bytes));
+  }
   return absl::OkStatus();
 }
 

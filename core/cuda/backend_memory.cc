@@ -63,6 +63,25 @@ absl::Status CudaBackend::Copy(const Tensor& source, Tensor* target) {
   return target->device().is_cpu() ? CopyToHost(source, target) : CopyOnDevice(source, target);
 }
 
+absl::Status CudaBackend::CopyPieces(const Tensor& source, int64_t pieces, int64_t begin,
+                                     Tensor* target) {
+  QM_RETURN_IF_ERROR(Enter());
+  const Checker checks = Checks("copy of pieces");
+  QM_RETURN_IF_ERROR(checks.Expect(target != nullptr, "target is null"));
+  QM_RETURN_IF_ERROR(checks.Expect(source.device() == device_, "source is not on the device"));
+  QM_RETURN_IF_ERROR(checks.Output("target", target, source.dtype(), target->shape()));
+  QM_RETURN_IF_ERROR(checks.Expect(PiecesFit(source, pieces, begin, *target), pieces, " pieces of ",
+                                   source.shape().ToString(), " do not fit ",
+                                   target->shape().ToString(), " from row ", begin, " of each on"));
+  if (source.elements() == 0) return absl::OkStatus();
+  const size_t bytes = static_cast<size_t>(source.bytes() / pieces);
+  const int64_t offset = begin * target->dim(1) * ElementSize(target->dtype());
+  QM_CUDA_RETURN(cudaMemcpy2DAsync(
+      static_cast<char*>(target->data()) + offset, static_cast<size_t>(target->bytes() / pieces),
+      source.data(), bytes, bytes, static_cast<size_t>(pieces), cudaMemcpyDeviceToDevice, work()));
+  return absl::OkStatus();
+}
+
 absl::Status CudaBackend::CopyOnHost(const Tensor& source, Tensor* target) {
   if (source.dtype() == target->dtype()) {
     std::memmove(target->data(), source.data(), static_cast<size_t>(source.bytes()));

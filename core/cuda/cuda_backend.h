@@ -35,6 +35,8 @@ class CudaBackend final : public Backend {
   absl::StatusOr<Tensor> Allocate(DType dtype, const Shape& shape) override;
   absl::Status Zero(Tensor* tensor) override;
   absl::Status Copy(const Tensor& source, Tensor* target) override;
+  absl::Status CopyPieces(const Tensor& source, int64_t pieces, int64_t begin,
+                          Tensor* target) override;
   absl::StatusOr<Tensor> ToDevice(const Tensor& tensor) override;
   absl::Status Synchronize() override;
 

@@ -69,16 +69,9 @@ absl::StatusOr<KeyValues> KeyValueRows(Backend& backend, const ModelConfig& conf
 
 // Copies every sequence's new rows behind its old ones in the cache.
 absl::Status AppendToCache(Backend& backend, const KeyValues& kv, int64_t batch) {
-  const int64_t length = kv.new_keys.dim(0) / batch;
-  const int64_t capacity = kv.keys.dim(0) / batch;
-  for (int64_t b = 0; b < batch; ++b) {
-    const int64_t begin = b * capacity + kv.past;
-    Tensor keys = kv.keys.Rows(begin, begin + length);
-    Tensor values = kv.values.Rows(begin, begin + length);
-    QM_RETURN_IF_ERROR(backend.Copy(kv.new_keys.Rows(b * length, (b + 1) * length), &keys));
-    QM_RETURN_IF_ERROR(backend.Copy(kv.new_values.Rows(b * length, (b + 1) * length), &values));
-  }
-  return absl::OkStatus();
+  Tensor keys = kv.keys, values = kv.values;
+  QM_RETURN_IF_ERROR(backend.CopyPieces(kv.new_keys, batch, kv.past, &keys));
+  return backend.CopyPieces(kv.new_values, batch, kv.past, &values);
 }
 
 absl::Status CheckRun(const ModelConfig& config, const RopeTables& rope, const BlockRun& run,

@@ -60,6 +60,10 @@ class Backend {
   // when dtypes differ (round to nearest even). Shapes must hold equally many elements. A copy to
   // host memory is complete on return.
   virtual absl::Status Copy(const Tensor& source, Tensor* target) = 0;
+  // source is `pieces` pieces of equally many rows, target as many pieces of rows of the same width
+  // and dtype, both on this device: piece p is copied to the rows from `begin` on of target's.
+  virtual absl::Status CopyPieces(const Tensor& source, int64_t pieces, int64_t begin,
+                                  Tensor* target) = 0;
   // `tensor` itself when it already lives here, else a copy with the same dtype.
   virtual absl::StatusOr<Tensor> ToDevice(const Tensor& tensor) = 0;
   virtual absl::Status Synchronize() = 0;
@@ -129,6 +133,14 @@ class Backend {
   // Upper U with U^T U = (h + damp * mean(diag h) * I)^-1, strictly lower part zero.
   // FAILED_PRECONDITION when the damped matrix is not positive definite.
   virtual absl::Status InverseCholesky(const qm_tensor& h, double damp, const qm_tensor& out) = 0;
+
+ protected:
+  // Do the shapes allow CopyPieces?
+  static bool PiecesFit(const Tensor& source, int64_t pieces, int64_t begin, const Tensor& target) {
+    return source.rank() == 2 && target.rank() == 2 && source.dim(1) == target.dim(1) &&
+           pieces > 0 && source.dim(0) % pieces == 0 && target.dim(0) % pieces == 0 && begin >= 0 &&
+           begin + source.dim(0) / pieces <= target.dim(0) / pieces;
+  }
 };
 
 // threads: 0 = one per core.

@@ -89,6 +89,31 @@ TEST(Copy, SaysWhatIsWrong) {
   ExpectInvalid(Cpu().Copy(RandomTensor({3}, 1), &constant), "read-only");
 }
 
+// Two rows into each of three pieces of five; all else stays.
+TEST(Copy, Pieces) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const Tensor source = RandomTensor({6, 4}, 5, dtype);
+    Tensor out = RandomTensor({15, 4}, 6, dtype);
+    std::vector<double> expected = Values(out);
+    for (size_t row = 0; row < 6; ++row) {
+      for (size_t k = 0; k < 4; ++k) {
+        expected[(row / 2 * 5 + 3 + row % 2) * 4 + k] = Values(source)[row * 4 + k];
+      }
+    }
+    ASSERT_TRUE(Cpu().CopyPieces(source, 3, 3, &out).ok());
+    EXPECT_EQ(Values(out), expected);
+  }
+  const Tensor source = RandomTensor({6, 4}, 5);
+  Tensor out = Garbage({15, 4}), narrow = Garbage({15, 3}), half = Garbage({15, 4}, DType::kF16);
+  ExpectInvalid(Cpu().CopyPieces(source, 3, 4, &out), "do not fit");
+  ExpectInvalid(Cpu().CopyPieces(source, 3, -1, &out), "do not fit");
+  ExpectInvalid(Cpu().CopyPieces(source, 4, 0, &out), "do not fit");
+  ExpectInvalid(Cpu().CopyPieces(source, 0, 0, &out), "do not fit");
+  ExpectInvalid(Cpu().CopyPieces(source, 3, 0, &narrow), "do not fit");
+  ExpectInvalid(Cpu().CopyPieces(source, 3, 0, &half), "target");
+  ExpectInvalid(Cpu().CopyPieces(source, 3, 0, nullptr), "null");
+}
+
 TEST(Memory, AllocateZeroToDevice) {
   absl::StatusOr<Tensor> tensor = Cpu().Allocate(DType::kBF16, {3, 5});
   ASSERT_TRUE(tensor.ok());

@@ -1,5 +1,7 @@
 // Memory, copies, conversions, and the errors of the CUDA backend.
+#include <array>
 #include <limits>
+#include <memory>
 
 #include "core/cuda/cuda_status.h"
 #include "tests/core/cuda/support.h"
@@ -83,6 +85,25 @@ TEST_P(CudaMemoryTest, ZeroWritesEveryByte) {
   Tensor tensor = Poisoned({7, 13});
   QM_EXPECT_OK(cuda().Zero(&tensor));
   for (double value : Values(OnHost(tensor))) EXPECT_EQ(value, 0);
+}
+
+TEST_P(CudaMemoryTest, CopiesPiecesAsTheCpuDoes) {
+  const std::unique_ptr<Backend> cpu = MakeCpuBackend(1).value();
+  for (const auto& [rows, capacity, width] :
+       {std::array<int64_t, 3>{1, 1, 1}, {1, 9, 128}, {3, 7, 5}, {2, 2, 64}}) {
+    constexpr int64_t kPieces = 33;
+    const Tensor source = RandomTensor({kPieces * rows, width}, 1, dtype());
+    const Tensor before = RandomTensor({kPieces * capacity, width}, 2, dtype());
+    for (int64_t begin = 0; begin + rows <= capacity; ++begin) {
+      Tensor target = OnGpu(before), expected = Clone(before);
+      QM_ASSERT_OK(cuda().CopyPieces(OnGpu(source), kPieces, begin, &target));
+      QM_ASSERT_OK(cpu->CopyPieces(source, kPieces, begin, &expected));
+      EXPECT_TRUE(SameBytes(OnHost(target), expected)) << rows << " " << capacity << " " << begin;
+    }
+    Tensor target = OnGpu(before);
+    EXPECT_FALSE(cuda().CopyPieces(OnGpu(source), kPieces, capacity, &target).ok());
+    EXPECT_FALSE(cuda().CopyPieces(source, kPieces, 0, &target).ok());
+  }
 }
 
 TEST_P(CudaMemoryTest, LargeCopiesGoThroughTheStagingBuffersWhole) {
