@@ -12,16 +12,22 @@
 namespace quantmill {
 namespace {
 
+// Of one sequence; at least 1.
+int64_t CacheBytes(const ModelConfig& config, int64_t length, DType kv) {
+  return std::max<int64_t>(1, 2 * config.layers * config.kv_features() * length * ElementSize(kv));
+}
+int64_t LogitBytes(const ModelConfig& config) {
+  return std::max<int64_t>(1, config.vocab_size * ElementSize(DType::kF32));
+}
+
 class SelfText {
  public:
   SelfText(const ResidentModel& model, int64_t samples, int64_t length, uint64_t seed,
            const StepProgress& progress)
       : model_(model), samples_(samples), length_(length), progress_(progress) {
-    SamplingOptions options;
-    options.temperature = 1.0;
     for (int64_t i = 0; i < samples; ++i) {
       streams_.push_back(StreamOf(seed, static_cast<uint64_t>(i)));
-      samplers_.emplace_back(options, SplitMix64(streams_.back().Next()));
+      seeds_.push_back(streams_.back().Next());
     }
     for (const auto* ids : {&model.config().bos_ids, &model.config().eos_ids}) {
       for (int64_t id : *ids) {
@@ -36,14 +42,17 @@ class SelfText {
   absl::Status SampleBatch(int64_t begin, int64_t batch, int64_t given, Tensor* windows);
 
  private:
-  void SampleStep(int64_t begin, int64_t position, Tensor& logits, std::vector<int32_t>* next,
-                  Tensor* windows);
+  // Samplers of windows begin .. begin + batch - 1: each keeps a copy of the probabilities, so that
+  // they live no longer than their batch.
+  std::vector<Sampler> Samplers(int64_t begin, int64_t batch) const;
+  void SampleStep(int64_t begin, int64_t position, Tensor& logits, std::vector<Sampler>* samplers,
+                  std::vector<int32_t>* next, Tensor* windows);
 
   const ResidentModel& model_;
   int64_t samples_, length_;
   const StepProgress& progress_;
   std::vector<SplitMix64> streams_;
-  std::vector<Sampler> samplers_;
+  std::vector<uint64_t> seeds_;  // of samplers
   std::vector<int64_t> excluded_;
 };
 
@@ -56,14 +65,25 @@ int32_t SelfText::FirstToken(int64_t window) {
   return static_cast<int32_t>(uniform * static_cast<double>(config.vocab_size));
 }
 
+std::vector<Sampler> SelfText::Samplers(int64_t begin, int64_t batch) const {
+  SamplingOptions options;
+  options.temperature = 1.0;
+  std::vector<Sampler> samplers;
+  for (int64_t b = 0; b < batch; ++b) {
+    samplers.emplace_back(options, SplitMix64(seeds_[static_cast<size_t>(begin + b)]));
+  }
+  return samplers;
+}
+
 void SelfText::SampleStep(int64_t begin, int64_t position, Tensor& logits,
-                          std::vector<int32_t>* next, Tensor* windows) {
+                          std::vector<Sampler>* samplers, std::vector<int32_t>* next,
+                          Tensor* windows) {
   const int64_t vocab = logits.dim(1);
   model_.backend().threads().ParallelFor(logits.dim(0), 1, [&](int64_t first, int64_t last, int) {
     for (int64_t b = first; b < last; ++b) {
       float* row = logits.as<float>() + b * vocab;
       for (int64_t id : excluded_) row[id] = -std::numeric_limits<float>::infinity();
-      const int32_t token = samplers_[static_cast<size_t>(begin + b)].Next(
+      const int32_t token = (*samplers)[static_cast<size_t>(b)].Next(
           absl::MakeConstSpan(row, static_cast<size_t>(vocab)));
       (*next)[static_cast<size_t>(b)] = token;
       windows->as<int32_t>()[(begin + b) * length_ + position] = token;
@@ -73,6 +93,7 @@ void SelfText::SampleStep(int64_t begin, int64_t position, Tensor& logits,
 
 absl::Status SelfText::SampleBatch(int64_t begin, int64_t batch, int64_t given, Tensor* windows) {
   QM_ASSIGN_OR_RETURN(DecodeSession session, DecodeSession::Create(model_, length_, batch));
+  std::vector<Sampler> samplers = Samplers(begin, batch);
   std::vector<int32_t> next;
   for (int64_t b = 0; b < batch; ++b) {
     const int32_t* window = windows->as<int32_t>() + (begin + b) * length_;
@@ -81,7 +102,7 @@ absl::Status SelfText::SampleBatch(int64_t begin, int64_t batch, int64_t given, 
   for (int64_t position = given; position < length_; ++position) {
     QM_ASSIGN_OR_RETURN(Tensor logits, session.Append(next));
     next.resize(static_cast<size_t>(batch));
-    SampleStep(begin, position, logits, &next, windows);
+    SampleStep(begin, position, logits, &samplers, &next, windows);
     if (progress_) {
       QM_RETURN_IF_ERROR(progress_(begin * length_ + batch * (position + 1), samples_ * length_));
     }
@@ -138,10 +159,13 @@ absl::StatusOr<Tensor> ContinueText(const ResidentModel& model, const Tensor& be
 
 int64_t WindowsAtOnce(const ModelConfig& config, int64_t length, DType kv) {
   constexpr int64_t kLeast = 32, kCacheBytes = int64_t{1} << 30, kLogitBytes = int64_t{64} << 20;
-  const int64_t cache = 2 * config.layers * config.kv_features() * length * ElementSize(kv);
-  const int64_t logits = config.vocab_size * ElementSize(DType::kF32);
-  return std::max(kLeast, std::min(kCacheBytes / std::max<int64_t>(1, cache),
-                                   kLogitBytes / std::max<int64_t>(1, logits)));
+  return std::max(kLeast, std::min(kCacheBytes / CacheBytes(config, length, kv),
+                                   kLogitBytes / LogitBytes(config)));
+}
+
+int64_t DrawingBytes(const ModelConfig& config, int64_t windows, int64_t length, DType kv) {
+  return std::min(windows, WindowsAtOnce(config, length, kv)) *
+         (CacheBytes(config, length, kv) + LogitBytes(config));
 }
 
 }  // namespace quantmill

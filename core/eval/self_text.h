@@ -27,6 +27,8 @@ absl::StatusOr<Tensor> ContinueText(const ResidentModel& model, const Tensor& be
 // Windows that are sampled together: as many as keep their keys and values under 1 GiB and their
 // logits under 64 MiB, but 32 at least. kv: the dtype of activations.
 int64_t WindowsAtOnce(const ModelConfig& config, int64_t length, DType kv);
+// Bytes that drawing `windows` windows takes beside the model: keys, values and logits.
+int64_t DrawingBytes(const ModelConfig& config, int64_t windows, int64_t length, DType kv);
 
 }  // namespace quantmill
 

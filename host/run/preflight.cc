@@ -18,6 +18,7 @@
 #include "core/base/status.h"
 #include "core/calib/calibration.h"
 #include "core/checkpoint/gguf_export.h"
+#include "core/eval/self_text.h"
 #include "core/formats/activations.h"
 #include "core/formats/affine_int.h"
 #include "core/threads/thread_pool.h"
@@ -404,6 +405,12 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
       calibration.activations + calibration.statistics;
   if (stages.NeedsStatistics()) {  // the block with dequantized weights
     working += block * ElementSize(backend.activation_dtype()) / 2;
+  }
+  if (stages.NeedsStatistics() && plan.pipeline.calibration->text == "self") {
+    const CalibrationSection& text = *plan.pipeline.calibration;
+    working = std::max(working, TensorBytes(checkpoint) + DrawingBytes(plan.config, text.samples,
+                                                                       text.sequence_length,
+                                                                       backend.activation_dtype()));
   }
   report.peak_host_bytes = BaseBytes() + calibration.hidden + block;
   if (backend.device().is_cuda()) {

@@ -99,14 +99,11 @@ int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DTyp
     const int64_t average = train.AverageSteps() > 1 ? 4 : 0;
     whole = values * (kOptimizer + average) + kept + std::max(logits, block);
   }
-  // Before, the original alone may draw text: keys and values, logits of a step.
+  // Before, the original alone may draw text.
   int64_t drawing = 0;
   if (train.sampled_tokens > 0) {
-    const int64_t at_once =
-        std::min(train.SampledWindows(), WindowsAtOnce(config, train.sequence_length, activation));
     drawing = model_bytes +
-              at_once * (2 * config.layers * config.kv_features() * train.sequence_length * width +
-                         4 * config.vocab_size);
+              DrawingBytes(config, train.SampledWindows(), train.sequence_length, activation);
   }
   return std::max(drawing, fixed + std::max(blocks, whole));
 }

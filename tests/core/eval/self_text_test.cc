@@ -104,6 +104,9 @@ TEST(SelfTextTest, WindowsAtOnceDependOnWhatTheyTake) {
   EXPECT_EQ(WindowsAtOnce(config, 1024, DType::kBF16), (1 << 30) / (2 * 10 * 128 * 1024 * 2));
   EXPECT_EQ(WindowsAtOnce(config, 1024, DType::kF32), (1 << 30) / (2 * 10 * 128 * 1024 * 4));
   EXPECT_EQ(WindowsAtOnce(config, 1, DType::kF32), (64 << 20) / (8192 * 4));
+  EXPECT_EQ(DrawingBytes(config, 3, 1024, DType::kF32), 3 * (2 * 10 * 128 * 1024 * 4 + 8192 * 4));
+  EXPECT_EQ(DrawingBytes(config, 1000000, 1, DType::kF32),
+            (64 << 20) / (8192 * 4) * (2 * 10 * 128 * 4 + 8192 * 4));
   config.layers = 80;
   config.kv_heads = 8;
   EXPECT_EQ(WindowsAtOnce(config, 4096, DType::kF32), 32);
