@@ -77,23 +77,24 @@ ConfigPointer ParseAqlmConfig(const Json& json) {
 }
 
 absl::StatusOr<Json> ComposeAqlmConfig(std::string_view, const std::vector<SlotEntry>& slots) {
-  const SlotEntry* first = nullptr;
+  // The caller has seen that one is packed.
+  const SlotEntry& first =
+      *std::find_if(slots.begin(), slots.end(), [](const SlotEntry& slot) { return slot.packed; });
   std::vector<std::string> dense;
   for (const SlotEntry& slot : slots) {
     if (!slot.packed) {
       dense.push_back(slot.name + ".weight");
       continue;
     }
-    if (first == nullptr) first = &slot;
-    if (slot.config_json != first->config_json) {
+    if (slot.config_json != first.config_json) {
       return absl::FailedPreconditionError(ErrorText(
-          absl::StrCat(slot.name, " is packed as ", slot.config_json, ", ", first->name, " as ",
-                       first->config_json),
+          absl::StrCat(slot.name, " is packed as ", slot.config_json, ", ", first.name, " as ",
+                       first.config_json),
           "aqlm files have one scheme for all linears",
           "use one scheme and group_size, leave the others dense, or export as quantmill"));
     }
   }
-  const auto scheme = nlohmann::json::parse(first->config_json, nullptr, false);
+  const auto scheme = nlohmann::json::parse(first.config_json, nullptr, false);
   if (!scheme.is_object() || !scheme.contains("codebooks") || !scheme.contains("group_size") ||
       !scheme.contains("index_bits")) {
     return absl::InternalError(
