@@ -120,7 +120,7 @@ void BlockQ4Or5_K(const uint8_t* block, bool five, float* out) {
     int scale = 0, minimum = 0;
     ScaleAndMinimum(block + 4, sub, &scale, &minimum);
     const float ds = d * static_cast<float>(scale), dm = dmin * static_cast<float>(minimum);
-    const uint8_t* bytes = low + sub / 2 * 32;
+    const uint8_t* bytes = low + int64_t{sub / 2} * 32;
     for (int j = 0; j < 32; ++j) {
       int code = sub % 2 == 0 ? bytes[j] & 15 : bytes[j] >> 4;
       if (five) code |= (high[j] >> sub & 1) << 4;
@@ -132,18 +132,18 @@ void BlockQ4Or5_K(const uint8_t* block, bool five, float* out) {
 // 128 bytes with the low four bits, 64 with the high two, 16 signed scales, f16 d.
 void BlockQ6_K(const uint8_t* block, float* out) {
   const float d = Half(block + 208);
-  for (int half = 0; half < 2; ++half) {
+  for (int64_t half = 0; half < 2; ++half) {
     const uint8_t* low = block + half * 64;
     const uint8_t* high = block + 128 + half * 32;
     const uint8_t* scales = block + 192 + half * 8;
+    float* values = out + half * 128;
     for (int quarter = 0; quarter < 4; ++quarter) {
       for (int j = 0; j < 32; ++j) {
         const int byte = low[quarter % 2 * 32 + j];
         const int nibble = quarter < 2 ? byte & 15 : byte >> 4;
         const int code = (nibble | (high[j] >> (2 * quarter) & 3) << 4) - 32;
         const auto scale = static_cast<int8_t>(scales[quarter * 2 + j / 16]);
-        out[half * 128 + quarter * 32 + j] =
-            d * static_cast<float>(scale) * static_cast<float>(code);
+        values[quarter * 32 + j] = d * static_cast<float>(scale) * static_cast<float>(code);
       }
     }
   }
