@@ -5,21 +5,6 @@
 #include <numeric>
 
 namespace quantmill {
-namespace {
-
-constexpr uint64_t kIncrement = 0x9e3779b97f4a7c15;
-
-}  // namespace
-
-uint64_t SplitMix64::Next() {
-  uint64_t z = (state_ += kIncrement);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-  return z ^ (z >> 31);
-}
-
-double SplitMix64::NextUniform() { return static_cast<double>(Next() >> 11) * 0x1p-53; }
-
 SplitMix64 StreamOf(uint64_t seed, uint64_t index) {
   // The seed goes through the mixer first, so that neighbouring seeds do not share streams.
   SplitMix64 root(SplitMix64(seed).Next() ^ index);

@@ -6,21 +6,9 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "core/base/split_mix.h"
 
 namespace quantmill {
-
-// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014; constants of the reference implementation): output n
-// is a bijective mix of seed + n * 0x9e3779b97f4a7c15.
-class SplitMix64 {
- public:
-  explicit SplitMix64(uint64_t seed) : state_(seed) {}
-  uint64_t Next();
-  // Uniform in [0, 1): the upper 53 bits of Next().
-  double NextUniform();
-
- private:
-  uint64_t state_;
-};
 
 // An independent stream for one of many things that share a seed.
 SplitMix64 StreamOf(uint64_t seed, uint64_t index);

@@ -24,11 +24,7 @@ class SelfText {
  public:
   SelfText(const ResidentModel& model, int64_t samples, int64_t length, uint64_t seed,
            const StepProgress& progress)
-      : model_(model), samples_(samples), length_(length), progress_(progress) {
-    for (int64_t i = 0; i < samples; ++i) {
-      streams_.push_back(StreamOf(seed, static_cast<uint64_t>(i)));
-      seeds_.push_back(streams_.back().Next());
-    }
+      : model_(model), samples_(samples), length_(length), seed_(seed), progress_(progress) {
     for (const auto* ids : {&model.config().bos_ids, &model.config().eos_ids}) {
       for (int64_t id : *ids) {
         if (id >= 0 && id < model.config().vocab_size) excluded_.push_back(id);
@@ -37,7 +33,7 @@ class SelfText {
   }
 
   // The one token that a window without a given beginning starts with.
-  int32_t FirstToken(int64_t window);
+  int32_t FirstToken(int64_t window) const;
   // Continues windows [begin, begin + batch) of `windows` behind their first `given` tokens.
   absl::Status SampleBatch(int64_t begin, int64_t batch, int64_t given, Tensor* windows);
 
@@ -50,18 +46,19 @@ class SelfText {
 
   const ResidentModel& model_;
   int64_t samples_, length_;
+  uint64_t seed_;
   const StepProgress& progress_;
-  std::vector<SplitMix64> streams_;
-  std::vector<uint64_t> seeds_;  // of samplers
   std::vector<int64_t> excluded_;
 };
 
-int32_t SelfText::FirstToken(int64_t window) {
+int32_t SelfText::FirstToken(int64_t window) const {
   const ModelConfig& config = model_.config();
   if (!config.bos_ids.empty()) {
     return static_cast<int32_t>(config.bos_ids.front());  // checked by Append
   }
-  const double uniform = streams_[static_cast<size_t>(window)].NextUniform();
+  SplitMix64 stream = StreamOf(seed_, static_cast<uint64_t>(window));
+  stream.Next();  // the sampler's seed
+  const double uniform = stream.NextUniform();
   return static_cast<int32_t>(uniform * static_cast<double>(config.vocab_size));
 }
 
@@ -70,7 +67,8 @@ std::vector<Sampler> SelfText::Samplers(int64_t begin, int64_t batch) const {
   options.temperature = 1.0;
   std::vector<Sampler> samplers;
   for (int64_t b = 0; b < batch; ++b) {
-    samplers.emplace_back(options, SplitMix64(seeds_[static_cast<size_t>(begin + b)]));
+    const uint64_t seed = StreamOf(seed_, static_cast<uint64_t>(begin + b)).Next();
+    samplers.emplace_back(options, SplitMix64(seed));
   }
   return samplers;
 }

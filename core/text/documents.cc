@@ -8,6 +8,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
+#include "core/base/split_mix.h"
 #include "core/base/status.h"
 #include "core/io/files.h"
 #include "core/io/json.h"
@@ -164,21 +165,6 @@ absl::StatusOr<Documents> ParseRecords(std::string_view text, const std::string&
 }
 
 // ---- windows
-
-class SplitMix64 {
- public:
-  explicit SplitMix64(uint64_t seed) : state_(seed) {}
-  uint64_t Next() {
-    state_ += 0x9E3779B97F4A7C15u;
-    uint64_t z = state_;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-  }
-
- private:
-  uint64_t state_;
-};
 
 absl::Status TooShort(int64_t tokens, const WindowOptions& options) {
   const int64_t count = std::max<int64_t>(1, options.count);

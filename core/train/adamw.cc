@@ -21,7 +21,7 @@ absl::Status AdamW::Add(const std::string& name, const Tensor& stored, double ra
   NamedTensor gradient = {name, {}};
   for (Tensor* tensor : {&parameter.master, &parameter.first, &parameter.second, &parameter.average,
                          &gradient.tensor}) {
-    if (tensor == &parameter.average && !averages()) continue;
+    if (tensor == &parameter.average && !options_.averages()) continue;
     QM_ASSIGN_OR_RETURN(*tensor, backend.Allocate(DType::kF32, stored.shape()));
     QM_RETURN_IF_ERROR(backend.Zero(tensor));
   }
@@ -45,8 +45,9 @@ absl::StatusOr<OptimizerStep> AdamW::Step(double learning_rate, int64_t batches)
   }
   ++steps_;
   const double factor = ClipFactor(result.gradient_norm, options_.clip_norm);
-  const double average_keep =
-      averages() ? 1 - std::max(1 / static_cast<double>(steps_), 1 / options_.average_steps) : 0;
+  const double average_keep = options_.averages() ? 1 - std::max(1 / static_cast<double>(steps_),
+                                                                 1 / options_.average_steps)
+                                                  : 0;
   std::vector<AdamWUpdate> updates;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const Parameter& p = parameters_[i];
@@ -72,13 +73,13 @@ std::vector<NamedTensor> AdamW::State() const {
     state.push_back({name + "/master", parameters_[i].master});
     state.push_back({name + "/first", parameters_[i].first});
     state.push_back({name + "/second", parameters_[i].second});
-    if (averages()) state.push_back({name + "/average", parameters_[i].average});
+    if (options_.averages()) state.push_back({name + "/average", parameters_[i].average});
   }
   return state;
 }
 
 absl::Status AdamW::StoreAverages() {
-  if (!averages() || steps_ == 0) return absl::OkStatus();
+  if (!options_.averages() || steps_ == 0) return absl::OkStatus();
   for (Parameter& p : parameters_) {
     QM_RETURN_IF_ERROR(ops_.backend().Copy(p.average, &p.stored));
   }

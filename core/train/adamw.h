@@ -20,6 +20,7 @@ struct AdamWOptions {
   // is that of all values so far, from step `average_steps` on an exponential one that keeps
   // 1 - 1 / average_steps of itself.
   double average_steps = 0;
+  bool averages() const { return average_steps > 1; }
 };
 
 // What Step did.
@@ -56,8 +57,6 @@ class AdamW {
   absl::Status Restore(int64_t steps);
 
  private:
-  bool averages() const { return options_.average_steps > 1; }
-
   struct Parameter {
     Tensor stored, master, first, second, average;
     double rate;

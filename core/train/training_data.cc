@@ -5,21 +5,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "core/base/split_mix.h"
 #include "core/base/status.h"
 
 namespace quantmill {
-namespace {
-
-// Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", figure 17.
-uint64_t SplitMix64(uint64_t* state) {
-  uint64_t z = *state += 0x9E3779B97F4A7C15u;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return z ^ (z >> 31);
-}
-
-}  // namespace
-
 absl::StatusOr<TrainingData> TrainingData::Read(const Tokenizer& tokenizer, const std::string& path,
                                                 const TrainingDataOptions& options) {
   if (options.length < 1) return absl::InvalidArgumentError("windows need at least one token");
@@ -61,10 +50,10 @@ absl::StatusOr<Tensor> TrainingData::Excerpts(int64_t count, int64_t length, uin
         absl::StrCat(count, " excerpts of ", length, " tokens from windows of ", length_));
   }
   QM_ASSIGN_OR_RETURN(Tensor excerpts, Tensor::Host(DType::kI32, {count, length}));
-  uint64_t state = seed;
+  SplitMix64 random(seed);
   const uint64_t places = ids_.size() - static_cast<size_t>(length) + 1;
   for (int64_t i = 0; i < count; ++i) {
-    const auto begin = ids_.begin() + static_cast<std::ptrdiff_t>(SplitMix64(&state) % places);
+    const auto begin = ids_.begin() + static_cast<std::ptrdiff_t>(random.Next() % places);
     std::copy_n(begin, length, excerpts.as<int32_t>() + i * length);
   }
   return excerpts;
@@ -94,9 +83,9 @@ absl::StatusOr<TrainingData> TrainingData::With(const Tensor& more) const {
 std::vector<int64_t> TrainingData::Order(int64_t epoch) const {
   std::vector<int64_t> order(static_cast<size_t>(windows()));
   std::iota(order.begin(), order.end(), 0);
-  uint64_t state = seed_ ^ (static_cast<uint64_t>(epoch) * 0xD1B54A32D192ED03u);
+  SplitMix64 random(seed_ ^ (static_cast<uint64_t>(epoch) * 0xD1B54A32D192ED03u));
   for (size_t i = order.size() - 1; i > 0; --i) {  // Fisher and Yates
-    std::swap(order[i], order[SplitMix64(&state) % (i + 1)]);
+    std::swap(order[i], order[random.Next() % (i + 1)]);
   }
   return order;
 }

@@ -359,6 +359,10 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
       AddTuning(plan, stage, &estimates, &report);
       continue;
     }
+    if (stage.trains) {  // the text it draws
+      const TrainOptions& train = *stage.stage->train;
+      report.work_bytes += 4 * train.SampledWindows() * train.sequence_length;
+    }
     for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
       const int index = stage.stage->slots[i];
       const LinearSlot& slot = plan.slots[static_cast<size_t>(index)];

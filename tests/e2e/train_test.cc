@@ -50,6 +50,13 @@ class TrainTest : public RunFixture {
     const nlohmann::json report = Json(name + ".json");
     return result.exit_code == 0 ? report["evaluation"]["kl_mean"].get<double>() : -1;
   }
+  // What `plan` says of a qat stage.
+  nlohmann::json Planned(const std::string& name, const std::string& train) {
+    const ProgramResult result =
+        Program({"plan", Pipeline(name, Qat(Train(train))), "--json", Path(name + ".json")});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return Json(name + ".json");
+  }
   // Starts `run NAME.yaml`, kills all of it once its loss curve holds `text`; false when it was
   // finished before.
   bool RunAndKill(const std::string& name, const std::string& text) {
@@ -103,11 +110,7 @@ TEST_F(TrainTest, QatIsNearerThanTheRoundingItStartsFrom) {
 // beside what the memory of the program itself differs by.
 TEST_F(TrainTest, PlansCountRunningMeans) {
   const auto planned = [&](const std::string& name, const std::string& average) {
-    const ProgramResult result =
-        Program({"plan", Pipeline(name, Qat(Train(", block_tokens: 0, average: " + average))),
-                 "--json", Path(name + ".json")});
-    EXPECT_EQ(result.exit_code, 0) << result.err;
-    return result.exit_code == 0 ? Json(name + ".json")["peak_host_bytes"].get<double>() : 0.0;
+    return Planned(name, ", block_tokens: 0, average: " + average)["peak_host_bytes"].get<double>();
   };
   const double stored = static_cast<double>(fs::file_size(model_ + "/model.safetensors"));  // BF16
   const double groups = 2 * stored / 2 / 64;
@@ -115,6 +118,21 @@ TEST_F(TrainTest, PlansCountRunningMeans) {
   EXPECT_NEAR(planned("with", "0.5") - planned("without", "0"), expected, 0.15 * expected);
   // A mean over one step is the last value.
   EXPECT_NEAR(planned("short", "0.1"), planned("without", "0"), 0.15 * expected);
+}
+
+// Drawing thousands of windows takes more than this training: keys and values in f32 of 4 layers
+// and logits of 2048 tokens for each window, and 4 bytes per token on disk.
+TEST_F(TrainTest, PlansCountTextThatTheModelWrites) {
+  const nlohmann::json config = nlohmann::json::parse(std::ifstream(model_ + "/config.json"));
+  const double kv = config["num_key_value_heads"].get<double>() * config["head_dim"].get<double>();
+  const double window = 2 * 4 * kv * 64 * 4 + 4 * 2048;
+  const nlohmann::json few = Planned("few", ", block_tokens: 0, sampled_tokens: 128000");
+  const nlohmann::json many = Planned("many", ", block_tokens: 0, sampled_tokens: 256000");
+  const auto more = [&](const char* key) {
+    return many[key].get<double>() - few[key].get<double>();
+  };
+  EXPECT_NEAR(more("peak_host_bytes"), 2000 * window, 0.05 * 2000 * window);
+  EXPECT_EQ(more("work_bytes"), 4 * 128000);
 }
 
 TEST_F(TrainTest, ThreadsDoNotMatter) {

@@ -84,11 +84,7 @@ class BlockPhase {
   }
 
   absl::Status Train(int64_t block) {
-    AdamWOptions adamw;
-    adamw.decay = options_.decay;
-    adamw.clip_norm = options_.clip_norm;
-    adamw.beta1 = options_.beta1;
-    AdamW optimizer(*run_.ops, adamw);
+    AdamW optimizer(*run_.ops, OptimizerOptions(options_));
     QM_RETURN_IF_ERROR(
         run_.slots->Register(plans_, block, options_.parameter_rate, QM_PHASE_BLOCK, &optimizer));
     if (optimizer.gradients().empty()) return absl::OkStatus();  // nothing of it is trained

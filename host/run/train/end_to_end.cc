@@ -36,7 +36,7 @@ class EndToEnd {
         run_(run),
         options_(*run.options),
         backend_(run.ops->backend()),
-        optimizer_(*run.ops, OptimizerOptions()) {}
+        optimizer_(*run.ops, WithMeans(options_)) {}
 
   absl::Status Run() {
     QM_RETURN_IF_ERROR(run_.slots->Register(plans_, -1, options_.parameter_rate,
@@ -62,12 +62,9 @@ class EndToEnd {
   }
 
  private:
-  AdamWOptions OptimizerOptions() const {
-    AdamWOptions adamw;
-    adamw.decay = options_.decay;
-    adamw.clip_norm = options_.clip_norm;
-    adamw.beta1 = options_.beta1;
-    adamw.average_steps = options_.AverageSteps();
+  static AdamWOptions WithMeans(const TrainOptions& train) {
+    AdamWOptions adamw = OptimizerOptions(train);
+    adamw.average_steps = train.AverageSteps();
     return adamw;
   }
 

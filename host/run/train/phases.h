@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "core/train/adamw.h"
 #include "core/train/model_gradients.h"
 #include "host/run/train/train_state.h"
 #include "host/run/train/trained_slots.h"
@@ -33,6 +34,16 @@ struct TrainingRun {
               {"total", total}});
   }
 };
+
+// What `train` says of the optimizer; of the running mean, which only the end-to-end phase keeps,
+// nothing.
+inline AdamWOptions OptimizerOptions(const TrainOptions& train) {
+  AdamWOptions adamw;
+  adamw.decay = train.decay;
+  adamw.clip_norm = train.clip_norm;
+  adamw.beta1 = train.beta1;
+  return adamw;
+}
 
 // Block by block: mean squared error of the block's output to the teacher's, over the mean square
 // of that, the student on what its own blocks before give and the teacher on its own (EfficientQAT,

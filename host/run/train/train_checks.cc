@@ -7,6 +7,7 @@
 #include "core/base/status.h"
 #include "core/checkpoint/peft_adapter.h"
 #include "core/eval/self_text.h"
+#include "core/train/adamw.h"
 #include "core/train/block_gradients.h"
 #include "host/run/train/training.h"
 
@@ -96,7 +97,9 @@ int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DTyp
     const int64_t block = TapeBytes(config, rows, activation) + BackwardBytes(config, rows) +
                           (train.checkpointing ? trained.kept_in_block : trained.kept) +
                           trained.gradient;
-    const int64_t average = train.AverageSteps() > 1 ? 4 : 0;
+    AdamWOptions optimizer;
+    optimizer.average_steps = train.AverageSteps();
+    const int64_t average = optimizer.averages() ? 4 : 0;
     whole = values * (kOptimizer + average) + kept + std::max(logits, block);
   }
   // Before, the original alone may draw text.

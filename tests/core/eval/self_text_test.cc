@@ -100,7 +100,7 @@ TEST(SelfTextTest, WindowsAtOnceDependOnWhatTheyTake) {
   config.kv_heads = 2;
   config.head_dim = 64;
   config.vocab_size = 8192;
-  // 2 x 10 x 128 x 1024 values of a sequence in 1 GiB; four times as many logits as fit for 8192.
+  // A sequence has 2 x 10 x 128 x 1024 keys and values.
   EXPECT_EQ(WindowsAtOnce(config, 1024, DType::kBF16), (1 << 30) / (2 * 10 * 128 * 1024 * 2));
   EXPECT_EQ(WindowsAtOnce(config, 1024, DType::kF32), (1 << 30) / (2 * 10 * 128 * 1024 * 4));
   EXPECT_EQ(WindowsAtOnce(config, 1, DType::kF32), (64 << 20) / (8192 * 4));

@@ -21,6 +21,11 @@ class TrainingDataTest : public ::testing::Test {
     std::ofstream(directory_ + "/" + name) << text;
     return directory_ + "/" + name;
   }
+  static std::string Sacks(int count) {
+    std::string text;
+    for (int i = 0; i < count; ++i) text += "The miller ground " + std::to_string(i) + " sacks. ";
+    return text;
+  }
   std::vector<int32_t> Encode(const std::string& text) {
     return tokenizer_->Encode(text, false).value();
   }
@@ -31,8 +36,7 @@ class TrainingDataTest : public ::testing::Test {
 };
 
 TEST_F(TrainingDataTest, PlainTextIsCutIntoShuffledWindows) {
-  std::string text;
-  for (int i = 0; i < 200; ++i) text += "The miller ground " + std::to_string(i) + " sacks. ";
+  const std::string text = Sacks(200);
   const std::string path = Write("text.txt", text);
   TrainingDataOptions options;
   options.length = 16;
@@ -101,8 +105,7 @@ TEST_F(TrainingDataTest, TooLittleTextIsRefused) {
 // Excerpts are pieces of the text; further windows are read whole, and nothing is a target across
 // their borders.
 TEST_F(TrainingDataTest, TextIsExtendedByWindows) {
-  std::string text;
-  for (int i = 0; i < 60; ++i) text += "The miller ground " + std::to_string(i) + " sacks. ";
+  const std::string text = Sacks(60);
   TrainingDataOptions options;
   options.length = 16;
   const TrainingData data =
