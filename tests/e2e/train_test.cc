@@ -50,6 +50,13 @@ class TrainTest : public RunFixture {
     const nlohmann::json report = Json(name + ".json");
     return result.exit_code == 0 ? report["evaluation"]["kl_mean"].get<double>() : -1;
   }
+  // What a window of 64 tokens takes while it is drawn.
+  double DrawnWindowBytes() {
+    const nlohmann::json config = nlohmann::json::parse(std::ifstream(model_ + "/config.json"));
+    const double kv =
+        config["num_key_value_heads"].get<double>() * config["head_dim"].get<double>();
+    return 2 * 4 * kv * 64 * 4 + 4 * 2048;
+  }
   // What `plan` says of a qat stage.
   nlohmann::json Planned(const std::string& name, const std::string& train) {
     const ProgramResult result =
@@ -123,9 +130,7 @@ TEST_F(TrainTest, PlansCountRunningMeans) {
 // Drawing thousands of windows takes more than this training: keys and values in f32 of 4 layers
 // and logits of 2048 tokens for each window, and 4 bytes per token on disk.
 TEST_F(TrainTest, PlansCountTextThatTheModelWrites) {
-  const nlohmann::json config = nlohmann::json::parse(std::ifstream(model_ + "/config.json"));
-  const double kv = config["num_key_value_heads"].get<double>() * config["head_dim"].get<double>();
-  const double window = 2 * 4 * kv * 64 * 4 + 4 * 2048;
+  const double window = DrawnWindowBytes();
   const nlohmann::json few = Planned("few", ", block_tokens: 0, sampled_tokens: 128000");
   const nlohmann::json many = Planned("many", ", block_tokens: 0, sampled_tokens: 256000");
   const auto more = [&](const char* key) {
@@ -133,6 +138,21 @@ TEST_F(TrainTest, PlansCountTextThatTheModelWrites) {
   };
   EXPECT_NEAR(more("peak_host_bytes"), 2000 * window, 0.05 * 2000 * window);
   EXPECT_EQ(more("work_bytes"), 4 * 128000);
+}
+
+// The same for calibration text, whose hidden states alone are a quarter of that.
+TEST_F(TrainTest, PlansCountCalibrationTextThatTheModelWrites) {
+  const auto planned = [&](const std::string& name, int samples) {
+    const std::string path =
+        Pipeline(name, "  - {use: gptq, options: {bits: 4, group_size: 64}}\n");
+    const ProgramResult result =
+        Program({"plan", path, "--json", Path(name + ".json"), "--set", "calibration.text=self",
+                 "--set", "calibration.sequence_length=64", "--set",
+                 "calibration.samples=" + std::to_string(samples)});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return Json(name + ".json")["peak_host_bytes"].get<double>();
+  };
+  EXPECT_GT(planned("many", 4000) - planned("few", 2000), 2000 * DrawnWindowBytes());
 }
 
 TEST_F(TrainTest, ThreadsDoNotMatter) {
