@@ -12,6 +12,7 @@
 #include "core/cpu/attention.h"
 #include "core/cpu/checks.h"
 #include "core/cpu/convert.h"
+#include "core/cpu/draw.h"
 #include "core/cpu/elementwise.h"
 #include "core/cpu/linalg.h"
 #include "core/cpu/linear.h"
@@ -91,6 +92,8 @@ class CpuBackend : public Backend {
   absl::Status ScoreRows(const Tensor& logits, const Tensor& targets, Tensor* nll,
                          Tensor* argmax) override;
   absl::Status KlRows(const Tensor& reference, const Tensor& logits, Tensor* kl) override;
+  absl::Status DrawRows(const Tensor& logits, const Tensor& excluded, const Tensor& uniforms,
+                        Tensor* tokens) override;
 
   // ---- linear algebra ----
   absl::Status Gemm(bool trans_a, bool trans_b, double alpha, const qm_tensor& a,
@@ -399,6 +402,22 @@ absl::Status CpuBackend::KlRows(const Tensor& reference, const Tensor& logits, T
   cpu::KlRows(threads_, reference.as<float>(), logits.as<float>(), logits.dim(0), logits.dim(1),
               kl->as<float>());
   return absl::OkStatus();
+}
+
+absl::Status CpuBackend::DrawRows(const Tensor& logits, const Tensor& excluded,
+                                  const Tensor& uniforms, Tensor* tokens) {
+  constexpr char kOp[] = "DrawRows";
+  QM_RETURN_IF_ERROR(ExpectActivation(kOp, "logits", logits));
+  const int64_t rows = logits.dim(0), vocab = logits.dim(1);
+  QM_RETURN_IF_ERROR(Expect(vocab > 0, kOp, "logits have no columns"));
+  QM_RETURN_IF_ERROR(
+      ExpectTensor(kOp, "excluded", excluded, DType::kI32, Shape({excluded.elements()})));
+  QM_RETURN_IF_ERROR(ExpectTensor(kOp, "uniforms", uniforms, DType::kF64, {rows}));
+  QM_RETURN_IF_ERROR(ExpectOutput(kOp, "tokens", tokens, DType::kI32, {rows}));
+  cpu::DrawRows(threads_, logits.as<float>(), rows, vocab,
+                {excluded.as<int32_t>(), static_cast<size_t>(excluded.elements())},
+                uniforms.as<double>(), tokens->as<int32_t>());
+  return AllDrawn(*tokens);
 }
 
 // ---- linear algebra -----------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-// Scoring of logits of the CUDA backend.
+// Scoring of logits and drawing from them, of the CUDA backend.
 #include "core/base/status.h"
 #include "core/cuda/cuda_backend.h"
 #include "core/cuda/cuda_status.h"
+#include "core/cuda/draw.cuh"
 #include "core/cuda/score.cuh"
 
 namespace quantmill::cuda {
@@ -39,6 +40,27 @@ absl::Status CudaBackend::KlRows(const Tensor& reference, const Tensor& logits, 
   QM_CUDA_RETURN(LaunchKlRows(reference.data(), reference.dtype(), logits.data(), logits.dtype(),
                               rows, reference.dim(1), result.as<float>(), work()));
   return staging_->ToHost(result.data(), kl->data(), result.bytes());
+}
+
+absl::Status CudaBackend::DrawRows(const Tensor& logits, const Tensor& excluded,
+                                   const Tensor& uniforms, Tensor* tokens) {
+  QM_RETURN_IF_ERROR(Enter());
+  const Checker checks = Checks("draw");
+  QM_RETURN_IF_ERROR(checks.Matrix("logits", logits));
+  const int64_t rows = logits.dim(0), count = excluded.elements();
+  QM_RETURN_IF_ERROR(checks.Expect(logits.dim(1) > 0, "the vocabulary is empty"));
+  QM_RETURN_IF_ERROR(checks.HostInput("excluded", excluded, DType::kI32, {count}));
+  QM_RETURN_IF_ERROR(checks.HostInput("uniforms", uniforms, DType::kF64, {rows}));
+  QM_RETURN_IF_ERROR(checks.HostOutput("tokens", tokens, DType::kI32, {rows}));
+  if (rows == 0) return absl::OkStatus();
+  QM_ASSIGN_OR_RETURN(const Tensor without, Upload(excluded));
+  QM_ASSIGN_OR_RETURN(const Tensor chances, Upload(uniforms));
+  QM_ASSIGN_OR_RETURN(const Tensor drawn, Allocate(DType::kI32, {rows}));
+  QM_CUDA_RETURN(LaunchDrawRows(logits.data(), logits.dtype(), without.as<int32_t>(),
+                                static_cast<int>(count), chances.as<double>(), rows, logits.dim(1),
+                                drawn.as<int32_t>(), work()));
+  QM_RETURN_IF_ERROR(staging_->ToHost(drawn.data(), tokens->data(), drawn.bytes()));
+  return AllDrawn(*tokens);
 }
 
 }  // namespace quantmill::cuda

@@ -65,6 +65,8 @@ class CudaBackend final : public Backend {
   absl::Status ScoreRows(const Tensor& logits, const Tensor& targets, Tensor* nll,
                          Tensor* argmax) override;
   absl::Status KlRows(const Tensor& reference, const Tensor& logits, Tensor* kl) override;
+  absl::Status DrawRows(const Tensor& logits, const Tensor& excluded, const Tensor& uniforms,
+                        Tensor* tokens) override;
 
   absl::Status Gemm(bool trans_a, bool trans_b, double alpha, const qm_tensor& a,
                     const qm_tensor& b, double beta, const qm_tensor& c) override;

@@ -83,6 +83,14 @@ absl::StatusOr<Tensor> DecodeSession::LastRows(const Tensor& hidden) {
 }
 
 absl::StatusOr<Tensor> DecodeSession::Append(absl::Span<const int32_t> ids) {
+  QM_ASSIGN_OR_RETURN(const Tensor logits, AppendOnDevice(ids));
+  if (logits.device().is_cpu()) return logits;
+  QM_ASSIGN_OR_RETURN(Tensor host, Tensor::Host(DType::kF32, logits.shape()));
+  QM_RETURN_IF_ERROR(model_->backend().Copy(logits, &host));
+  return host;
+}
+
+absl::StatusOr<Tensor> DecodeSession::AppendOnDevice(absl::Span<const int32_t> ids) {
   const int64_t count = static_cast<int64_t>(ids.size());
   const int64_t vocab = model_->embedding().dim(0);
   if (count == 0 || count % batch_ != 0) {
@@ -108,10 +116,7 @@ absl::StatusOr<Tensor> DecodeSession::Append(absl::Span<const int32_t> ids) {
         hidden, RunBlocks(ids.subspan(static_cast<size_t>(begin), static_cast<size_t>(size))));
   }
   QM_ASSIGN_OR_RETURN(const Tensor last, LastRows(hidden));
-  QM_ASSIGN_OR_RETURN(const Tensor logits, model_->head().Logits(model_->backend(), last));
-  QM_ASSIGN_OR_RETURN(Tensor host, Tensor::Host(DType::kF32, logits.shape()));
-  QM_RETURN_IF_ERROR(model_->backend().Copy(logits, &host));
-  return host;
+  return model_->head().Logits(model_->backend(), last);
 }
 
 }  // namespace quantmill

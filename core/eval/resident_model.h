@@ -47,6 +47,8 @@ class DecodeSession {
   // the logits behind each sequence's last one, F32 [batch, vocab] on the host. OUT_OF_RANGE when
   // the capacity is reached.
   absl::StatusOr<Tensor> Append(absl::Span<const int32_t> ids);
+  // The same with the logits left on the backend's device.
+  absl::StatusOr<Tensor> AppendOnDevice(absl::Span<const int32_t> ids);
 
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }

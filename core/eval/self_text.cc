@@ -1,13 +1,11 @@
 #include "core/eval/self_text.h"
 
 #include <algorithm>
-#include <limits>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status.h"
 #include "core/eval/sampler.h"
-#include "core/threads/thread_pool.h"
 
 namespace quantmill {
 namespace {
@@ -27,7 +25,9 @@ class SelfText {
       : model_(model), samples_(samples), length_(length), seed_(seed), progress_(progress) {
     for (const auto* ids : {&model.config().bos_ids, &model.config().eos_ids}) {
       for (int64_t id : *ids) {
-        if (id >= 0 && id < model.config().vocab_size) excluded_.push_back(id);
+        if (id >= 0 && id < model.config().vocab_size) {
+          excluded_.push_back(static_cast<int32_t>(id));
+        }
       }
     }
   }
@@ -38,17 +38,14 @@ class SelfText {
   absl::Status SampleBatch(int64_t begin, int64_t batch, int64_t given, Tensor* windows);
 
  private:
-  // Samplers of windows begin .. begin + batch - 1: each keeps a copy of the probabilities, so that
-  // they live no longer than their batch.
-  std::vector<Sampler> Samplers(int64_t begin, int64_t batch) const;
-  void SampleStep(int64_t begin, int64_t position, Tensor& logits, std::vector<Sampler>* samplers,
-                  std::vector<int32_t>* next, Tensor* windows);
+  // One stream per window of the batch.
+  std::vector<SplitMix64> Streams(int64_t begin, int64_t batch) const;
 
   const ResidentModel& model_;
   int64_t samples_, length_;
   uint64_t seed_;
   const StepProgress& progress_;
-  std::vector<int64_t> excluded_;
+  std::vector<int32_t> excluded_;
 };
 
 int32_t SelfText::FirstToken(int64_t window) const {
@@ -62,45 +59,35 @@ int32_t SelfText::FirstToken(int64_t window) const {
   return static_cast<int32_t>(uniform * static_cast<double>(config.vocab_size));
 }
 
-std::vector<Sampler> SelfText::Samplers(int64_t begin, int64_t batch) const {
-  SamplingOptions options;
-  options.temperature = 1.0;
-  std::vector<Sampler> samplers;
+std::vector<SplitMix64> SelfText::Streams(int64_t begin, int64_t batch) const {
+  std::vector<SplitMix64> streams;
   for (int64_t b = 0; b < batch; ++b) {
-    const uint64_t seed = StreamOf(seed_, static_cast<uint64_t>(begin + b)).Next();
-    samplers.emplace_back(options, SplitMix64(seed));
+    streams.emplace_back(StreamOf(seed_, static_cast<uint64_t>(begin + b)).Next());
   }
-  return samplers;
-}
-
-void SelfText::SampleStep(int64_t begin, int64_t position, Tensor& logits,
-                          std::vector<Sampler>* samplers, std::vector<int32_t>* next,
-                          Tensor* windows) {
-  const int64_t vocab = logits.dim(1);
-  model_.backend().threads().ParallelFor(logits.dim(0), 1, [&](int64_t first, int64_t last, int) {
-    for (int64_t b = first; b < last; ++b) {
-      float* row = logits.as<float>() + b * vocab;
-      for (int64_t id : excluded_) row[id] = -std::numeric_limits<float>::infinity();
-      const int32_t token = (*samplers)[static_cast<size_t>(b)].Next(
-          absl::MakeConstSpan(row, static_cast<size_t>(vocab)));
-      (*next)[static_cast<size_t>(b)] = token;
-      windows->as<int32_t>()[(begin + b) * length_ + position] = token;
-    }
-  });
+  return streams;
 }
 
 absl::Status SelfText::SampleBatch(int64_t begin, int64_t batch, int64_t given, Tensor* windows) {
   QM_ASSIGN_OR_RETURN(DecodeSession session, DecodeSession::Create(model_, length_, batch));
-  std::vector<Sampler> samplers = Samplers(begin, batch);
+  std::vector<SplitMix64> streams = Streams(begin, batch);
+  const Tensor excluded = Tensor::FromI32({static_cast<int64_t>(excluded_.size())}, excluded_);
+  QM_ASSIGN_OR_RETURN(Tensor uniforms, Tensor::Host(DType::kF64, {batch}));
+  QM_ASSIGN_OR_RETURN(Tensor tokens, Tensor::Host(DType::kI32, {batch}));
   std::vector<int32_t> next;
   for (int64_t b = 0; b < batch; ++b) {
     const int32_t* window = windows->as<int32_t>() + (begin + b) * length_;
     next.insert(next.end(), window, window + given);
   }
   for (int64_t position = given; position < length_; ++position) {
-    QM_ASSIGN_OR_RETURN(Tensor logits, session.Append(next));
-    next.resize(static_cast<size_t>(batch));
-    SampleStep(begin, position, logits, &samplers, &next, windows);
+    QM_ASSIGN_OR_RETURN(const Tensor logits, session.AppendOnDevice(next));
+    for (int64_t b = 0; b < batch; ++b) {
+      uniforms.as<double>()[b] = streams[static_cast<size_t>(b)].NextUniform();
+    }
+    QM_RETURN_IF_ERROR(model_.backend().DrawRows(logits, excluded, uniforms, &tokens));
+    next.assign(tokens.as<int32_t>(), tokens.as<int32_t>() + batch);
+    for (int64_t b = 0; b < batch; ++b) {
+      windows->as<int32_t>()[(begin + b) * length_ + position] = next[static_cast<size_t>(b)];
+    }
     if (progress_) {
       QM_RETURN_IF_ERROR(progress_(begin * length_ + batch * (position + 1), samples_ * length_));
     }

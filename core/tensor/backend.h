@@ -125,6 +125,12 @@ class Backend {
   // kl[i] = sum_v p (log p - log q), p = softmax(reference[i]), q = softmax(logits[i]); F32 [rows]
   // on the host.
   virtual absl::Status KlRows(const Tensor& reference, const Tensor& logits, Tensor* kl) = 0;
+  // Draws a token per row of logits [rows, vocab] at temperature 1: the first v at which the sum of
+  // softmax(logits[i]) up to v exceeds uniforms[i], tokens in `excluded` having no share. On the
+  // host: excluded I32 [n], uniforms F64 [rows] in [0, 1), tokens I32 [rows].
+  // FAILED_PRECONDITION when the logits of a row are no distribution (NaN, infinite).
+  virtual absl::Status DrawRows(const Tensor& logits, const Tensor& excluded,
+                                const Tensor& uniforms, Tensor* tokens) = 0;
 
   // ---- linear algebra for plugins (host_ext.h, qm.host.linalg/1) ----
   // c = alpha op(a) op(b) + beta c over row-major views with row strides; full f32 for F32.
@@ -136,11 +142,9 @@ class Backend {
 
  protected:
   // Do the shapes allow CopyPieces?
-  static bool PiecesFit(const Tensor& source, int64_t pieces, int64_t begin, const Tensor& target) {
-    return source.rank() == 2 && target.rank() == 2 && source.dim(1) == target.dim(1) &&
-           pieces > 0 && source.dim(0) % pieces == 0 && target.dim(0) % pieces == 0 && begin >= 0 &&
-           begin + source.dim(0) / pieces <= target.dim(0) / pieces;
-  }
+  static bool PiecesFit(const Tensor& source, int64_t pieces, int64_t begin, const Tensor& target);
+  // What DrawRows says of its tokens, which are -1 for rows that are no distribution.
+  static absl::Status AllDrawn(const Tensor& tokens);
 };
 
 // threads: 0 = one per core.
