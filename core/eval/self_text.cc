@@ -98,7 +98,7 @@ absl::Status SelfText::SampleBatch(int64_t begin, int64_t batch, int64_t given, 
 absl::Status SampleAll(const ResidentModel& model, SelfText& text, int64_t given, Tensor* windows) {
   const int64_t samples = windows->dim(0);
   const int64_t at_once =
-      WindowsAtOnce(model.config(), windows->dim(1), model.backend().activation_dtype());
+      WindowsAtOnce(model.config(), windows->dim(1), DrawingDevice::Of(model.backend()));
   for (int64_t begin = 0; begin < samples; begin += at_once) {
     QM_RETURN_IF_ERROR(text.SampleBatch(begin, std::min(at_once, samples - begin), given, windows));
   }
@@ -142,15 +142,18 @@ absl::StatusOr<Tensor> ContinueText(const ResidentModel& model, const Tensor& be
   return windows;
 }
 
-int64_t WindowsAtOnce(const ModelConfig& config, int64_t length, DType kv) {
+int64_t WindowsAtOnce(const ModelConfig& config, int64_t length, DrawingDevice device) {
   constexpr int64_t kLeast = 32, kCacheBytes = int64_t{1} << 30, kLogitBytes = int64_t{64} << 20;
-  return std::max(kLeast, std::min(kCacheBytes / CacheBytes(config, length, kv),
-                                   kLogitBytes / LogitBytes(config)));
+  const int64_t times = device.on_gpu ? 4 : 1;
+  return std::max(kLeast,
+                  std::min(times * kCacheBytes / CacheBytes(config, length, device.activation),
+                           times * kLogitBytes / LogitBytes(config)));
 }
 
-int64_t DrawingBytes(const ModelConfig& config, int64_t windows, int64_t length, DType kv) {
-  return std::min(windows, WindowsAtOnce(config, length, kv)) *
-         (CacheBytes(config, length, kv) + LogitBytes(config));
+int64_t DrawingBytes(const ModelConfig& config, int64_t windows, int64_t length,
+                     DrawingDevice device) {
+  return std::min(windows, WindowsAtOnce(config, length, device)) *
+         (CacheBytes(config, length, device.activation) + LogitBytes(config));
 }
 
 }  // namespace quantmill

@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "core/eval/resident_model.h"
 #include "core/model/config.h"
+#include "core/tensor/backend.h"
 #include "core/tensor/tensor.h"
 
 namespace quantmill {
@@ -24,11 +25,22 @@ absl::StatusOr<Tensor> ContinueText(const ResidentModel& model, const Tensor& be
                                     int64_t length, uint64_t seed,
                                     const StepProgress& progress = nullptr);
 
+// What drawing is done on, as far as its batches depend on it.
+struct DrawingDevice {
+  DType activation = DType::kF32;
+  bool on_gpu = false;
+
+  static DrawingDevice Of(const Backend& backend) {
+    return {backend.activation_dtype(), backend.device().is_cuda()};
+  }
+};
 // Windows that are sampled together: as many as keep their keys and values under 1 GiB and their
-// logits under 64 MiB, but 32 at least. kv: the dtype of activations.
-int64_t WindowsAtOnce(const ModelConfig& config, int64_t length, DType kv);
+// logits under 64 MiB, but 32 at least. On a GPU, which a few hundred rows leave idle, both limits
+// are four times as high.
+int64_t WindowsAtOnce(const ModelConfig& config, int64_t length, DrawingDevice device);
 // Bytes that drawing `windows` windows takes beside the model: keys, values and logits.
-int64_t DrawingBytes(const ModelConfig& config, int64_t windows, int64_t length, DType kv);
+int64_t DrawingBytes(const ModelConfig& config, int64_t windows, int64_t length,
+                     DrawingDevice device);
 
 }  // namespace quantmill
 

@@ -183,16 +183,16 @@ int64_t LargestTuningBytes(const PipelinePlan& plan, const PreparedStage& stage,
 }
 
 // The most that slots sharing one call need: weights and dequantized copies in f32, and scratch.
-int64_t LargestCallBytes(const PipelinePlan& plan, const StageSet& stages, DType activation,
+int64_t LargestCallBytes(const PipelinePlan& plan, const StageSet& stages, DrawingDevice device,
                          int64_t model_bytes) {
   int64_t largest = 0;
   for (const PreparedStage& stage : stages.stages) {
     if (stage.trains) {
-      largest = std::max(largest, TrainingBytes(plan, stage, activation, model_bytes));
+      largest = std::max(largest, TrainingBytes(plan, stage, device, model_bytes));
       continue;
     }
     if (stage.transforms || stage.tunes) {
-      largest = std::max(largest, stage.tunes ? LargestTuningBytes(plan, stage, activation)
+      largest = std::max(largest, stage.tunes ? LargestTuningBytes(plan, stage, device.activation)
                                               : LargestTransformBytes(plan, stage));
       continue;
     }
@@ -405,7 +405,7 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
   const CalibrationMemory calibration = LargestCalibration(plan, stages, backend);
   const int64_t block = LargestBlockBytes(plan, checkpoint);
   int64_t working =
-      block + LargestCallBytes(plan, stages, backend.activation_dtype(), TensorBytes(checkpoint)) +
+      block + LargestCallBytes(plan, stages, DrawingDevice::Of(backend), TensorBytes(checkpoint)) +
       calibration.activations + calibration.statistics;
   if (stages.NeedsStatistics()) {  // the block with dequantized weights
     working += block * ElementSize(backend.activation_dtype()) / 2;
@@ -414,7 +414,7 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
     const CalibrationSection& text = *plan.pipeline.calibration;
     working = std::max(working, TensorBytes(checkpoint) + DrawingBytes(plan.config, text.samples,
                                                                        text.sequence_length,
-                                                                       backend.activation_dtype()));
+                                                                       DrawingDevice::Of(backend)));
   }
   report.peak_host_bytes = BaseBytes() + calibration.hidden + block;
   if (backend.device().is_cuda()) {
@@ -434,7 +434,7 @@ absl::Status EstimateTime(const PipelinePlan& plan, const StageSet& stages,
   extent.original_bytes = TensorBytes(checkpoint);
   extent.work_bytes = report->work_bytes;
   extent.output_bytes = report->output_bytes;
-  extent.activation = backend.activation_dtype();
+  extent.device = DrawingDevice::Of(backend);
   if (pipeline.evaluate) extent.text_bytes += FileBytes(pipeline.evaluate->text);
   if (stages.NeedsStatistics() && pipeline.calibration->text != "self") {
     extent.text_bytes += FileBytes(pipeline.calibration->text);

@@ -143,13 +143,13 @@ int64_t LastMeasuredBlock(const PipelinePlan& plan, const StageSet& stages) {
 }
 
 // Windows that the model writes, one token after the other.
-RunWork Drawing(const PipelinePlan& plan, int64_t windows, int64_t length, DType activation) {
+RunWork Drawing(const PipelinePlan& plan, int64_t windows, int64_t length, DrawingDevice device) {
   const double rows = static_cast<double>(windows * length);
   RunWork work = AllBlocks(plan, rows, static_cast<double>(length));
   work.few_rows = work.products + HeadFlops(plan, rows);
   work.products = 0;
   work.exponentials += rows * static_cast<double>(plan.config.vocab_size);
-  const double at_once = static_cast<double>(WindowsAtOnce(plan.config, length, activation));
+  const double at_once = static_cast<double>(WindowsAtOnce(plan.config, length, device));
   work.steps = static_cast<double>(length) * std::max(1.0, static_cast<double>(windows) / at_once) *
                static_cast<double>(plan.config.layers);
   return work;
@@ -171,10 +171,10 @@ RunWork& operator+=(RunWork& a, const RunWork& b) {
   return a;
 }
 
-RunWork DrawingWork(const PipelinePlan& plan, DType activation) {
+RunWork DrawingWork(const PipelinePlan& plan, DrawingDevice device) {
   const auto& calibration = plan.pipeline.calibration;
   if (!calibration || calibration->text != "self") return {};
-  return Drawing(plan, calibration->samples, calibration->sequence_length, activation);
+  return Drawing(plan, calibration->samples, calibration->sequence_length, device);
 }
 
 RunWork QuantizingWork(const PipelinePlan& plan, const StageSet& stages) {
@@ -202,7 +202,7 @@ RunWork QuantizingWork(const PipelinePlan& plan, const StageSet& stages) {
   return work;
 }
 
-RunWork TrainingWork(const PipelinePlan& plan, const StageSet& stages, DType activation) {
+RunWork TrainingWork(const PipelinePlan& plan, const StageSet& stages, DrawingDevice device) {
   RunWork work;
   for (const PreparedStage& stage : stages.stages) {
     if (!stage.trains) continue;
@@ -210,7 +210,7 @@ RunWork TrainingWork(const PipelinePlan& plan, const StageSet& stages, DType act
     const double length = static_cast<double>(train.sequence_length);
     const double teacher = train.distill ? 1 : 0;
     if (train.sampled_tokens > 0) {
-      work += Drawing(plan, train.SampledWindows(), train.sequence_length, activation);
+      work += Drawing(plan, train.SampledWindows(), train.sequence_length, device);
     }
     // A backward pass is worth two forward passes.
     if (stage.HasPhase(QM_PHASE_END_TO_END)) {
@@ -263,9 +263,9 @@ RunWork EvaluationWork(const PipelinePlan& plan, int64_t windows) {
 
 RunWork TotalWork(const PipelinePlan& plan, const StageSet& stages, const RunExtent& extent) {
   RunWork work;
-  if (stages.NeedsStatistics()) work += DrawingWork(plan, extent.activation);
+  if (stages.NeedsStatistics()) work += DrawingWork(plan, extent.device);
   work += QuantizingWork(plan, stages);
-  work += TrainingWork(plan, stages, extent.activation);
+  work += TrainingWork(plan, stages, extent.device);
   work += OutputWork(plan, extent);
   work += EvaluationWork(plan, extent.evaluation_windows);
   work.text_bytes = static_cast<double>(extent.text_bytes);

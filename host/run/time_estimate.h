@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "absl/status/statusor.h"
+#include "core/eval/self_text.h"
 #include "core/tensor/backend.h"
 #include "host/pipeline/plan.h"
 #include "host/run/stage_set.h"
@@ -34,15 +35,15 @@ struct RunExtent {
   int64_t text_bytes = 0;      // of all texts
   int64_t original_bytes = 0;  // of the model's weights
   int64_t work_bytes = 0, output_bytes = 0;
-  DType activation = DType::kF32;
+  DrawingDevice device;
 };
 
-// Drawing calibration text, if that is asked for. activation: the dtype computed in.
-RunWork DrawingWork(const PipelinePlan& plan, DType activation);
+// Drawing calibration text, if that is asked for.
+RunWork DrawingWork(const PipelinePlan& plan, DrawingDevice device);
 // Measuring statistics, running the methods, and judging what they made.
 RunWork QuantizingWork(const PipelinePlan& plan, const StageSet& stages);
 // Forward and backward passes of training stages, their steps, and the text they draw.
-RunWork TrainingWork(const PipelinePlan& plan, const StageSet& stages, DType activation);
+RunWork TrainingWork(const PipelinePlan& plan, const StageSet& stages, DrawingDevice device);
 // Writing, reopening and checking the output.
 RunWork OutputWork(const PipelinePlan& plan, const RunExtent& extent);
 // Perplexity, and KL to the original if that is asked for.

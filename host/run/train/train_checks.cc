@@ -63,12 +63,13 @@ Trained CountTrained(const PipelinePlan& plan, const PreparedStage& stage, int64
 
 }  // namespace
 
-int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DType activation,
+int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DrawingDevice device,
                       int64_t model_bytes) {
   // Of the optimizer: master values, two moments, gradients; all f32. Means come on top.
   constexpr int64_t kOptimizer = 4 * 4, kLogitCopies = 4, kLogits = int64_t{1} << 24;
   const ModelConfig& config = plan.config;
   const TrainOptions& train = *stage.stage->train;
+  const DType activation = device.activation;
   const int64_t width = ElementSize(activation);
   const int64_t rows = train.MicroBatch() * train.sequence_length;
   const Trained trained = CountTrained(plan, stage, rows, width);
@@ -105,8 +106,8 @@ int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DTyp
   // Before, the original alone may draw text.
   int64_t drawing = 0;
   if (train.sampled_tokens > 0) {
-    drawing = model_bytes +
-              DrawingBytes(config, train.SampledWindows(), train.sequence_length, activation);
+    drawing =
+        model_bytes + DrawingBytes(config, train.SampledWindows(), train.sequence_length, device);
   }
   return std::max(drawing, fixed + std::max(blocks, whole));
 }

@@ -7,13 +7,14 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "core/eval/self_text.h"
 #include "host/run/stage_set.h"
 
 namespace quantmill {
 
 // Bytes a training holds at most, beside what the program takes. model_bytes: of the original's
 // tensors.
-int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DType activation,
+int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DrawingDevice device,
                       int64_t model_bytes);
 
 // Bytes of a slot's parameters, in the unit or in the adapter's files.

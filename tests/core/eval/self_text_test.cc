@@ -101,15 +101,18 @@ TEST(SelfTextTest, WindowsAtOnceDependOnWhatTheyTake) {
   config.head_dim = 64;
   config.vocab_size = 8192;
   // A sequence has 2 x 10 x 128 x 1024 keys and values.
-  EXPECT_EQ(WindowsAtOnce(config, 1024, DType::kBF16), (1 << 30) / (2 * 10 * 128 * 1024 * 2));
-  EXPECT_EQ(WindowsAtOnce(config, 1024, DType::kF32), (1 << 30) / (2 * 10 * 128 * 1024 * 4));
-  EXPECT_EQ(WindowsAtOnce(config, 1, DType::kF32), (64 << 20) / (8192 * 4));
-  EXPECT_EQ(DrawingBytes(config, 3, 1024, DType::kF32), 3 * (2 * 10 * 128 * 1024 * 4 + 8192 * 4));
-  EXPECT_EQ(DrawingBytes(config, 1000000, 1, DType::kF32),
+  EXPECT_EQ(WindowsAtOnce(config, 1024, {DType::kBF16}), (1 << 30) / (2 * 10 * 128 * 1024 * 2));
+  EXPECT_EQ(WindowsAtOnce(config, 1024, {}), (1 << 30) / (2 * 10 * 128 * 1024 * 4));
+  EXPECT_EQ(WindowsAtOnce(config, 1, {}), (64 << 20) / (8192 * 4));
+  const DrawingDevice gpu = {DType::kBF16, true};
+  EXPECT_EQ(WindowsAtOnce(config, 1024, gpu), (int64_t{4} << 30) / (2 * 10 * 128 * 1024 * 2));
+  EXPECT_EQ(WindowsAtOnce(config, 1, gpu), (256 << 20) / (8192 * 4));
+  EXPECT_EQ(DrawingBytes(config, 3, 1024, {}), 3 * (2 * 10 * 128 * 1024 * 4 + 8192 * 4));
+  EXPECT_EQ(DrawingBytes(config, 1000000, 1, {}),
             (64 << 20) / (8192 * 4) * (2 * 10 * 128 * 4 + 8192 * 4));
   config.layers = 80;
   config.kv_heads = 8;
-  EXPECT_EQ(WindowsAtOnce(config, 4096, DType::kF32), 32);
+  EXPECT_EQ(WindowsAtOnce(config, 4096, {}), 32);
 }
 
 TEST(SelfTextTest, BadInput) {

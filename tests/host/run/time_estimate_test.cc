@@ -64,13 +64,13 @@ TEST_F(TimeEstimateTest, EvaluationRunsBlocksAndHeadOfBothModels) {
 }
 
 TEST_F(TimeEstimateTest, DrawingTextIsCountedWhenItIsDrawn) {
-  EXPECT_EQ(DrawingWork(plan_, DType::kF32).few_rows, 0);
+  EXPECT_EQ(DrawingWork(plan_, {}).few_rows, 0);
   plan_.pipeline.calibration->text = "self";
-  const RunWork work = DrawingWork(plan_, DType::kF32);
+  const RunWork work = DrawingWork(plan_, {});
   EXPECT_DOUBLE_EQ(work.few_rows, 2.0 * 8 * 64 * (4 * kBlockWeights + kHeadWeights));
   EXPECT_GT(work.steps, 0);
   plan_.pipeline.calibration->samples = 64;
-  EXPECT_DOUBLE_EQ(DrawingWork(plan_, DType::kF32).few_rows, 8 * work.few_rows);
+  EXPECT_DOUBLE_EQ(DrawingWork(plan_, {}).few_rows, 8 * work.few_rows);
   // Without statistics no text is drawn.
   const RunWork total = TotalWork(plan_, StageSet(), RunExtent());
   EXPECT_EQ(total.few_rows, 0);
