@@ -105,13 +105,15 @@ __global__ void __launch_bounds__(kThreads)
   for (double part : sums) total += part;
   int64_t token = -1;
   if (isfinite(total)) {
-    double left = uniforms[blockIdx.x] * total;
-    int chosen = 0;
+    double before = 0, left = 0;
+    const double wanted = uniforms[blockIdx.x] * total;
+    int chosen = 0;  // the last segment with a sum when rounding leaves none that holds the token
     for (int i = 0; i < kWarps; ++i) {
       if (sums[i] == 0) continue;
       chosen = i;
+      left = wanted - before;
       if (left < sums[i]) break;
-      left -= sums[i];
+      before += sums[i];
     }
     token = Walk(row, largest, chosen * segment, min(vocab, (chosen + 1) * segment), left);
   }

@@ -6,16 +6,19 @@
 //
 // x, out: [rows, in] f32, f16 or bf16; R, G: [in / b, b, b] f32; b from 2 to 128; sums in f32.
 //
-// 1. oft_series_kernel1, oft_exact_kernel1: a CTA per block builds R in shared memory.
+// 1. oft_series_kernel2: a warp per row of R; oft_exact_kernel1: a CTA per block builds R in shared
+//    memory.
 // 2. oft_rotate_kernel1: a CTA takes 128 rows of one block (of several where b < 32); a thread 8
 //    rows by 4 columns, so that 32 fused multiply-adds need three 16-byte reads of shared memory.
 //
 // 3. oft_gradient_kernel1: partial G over a slice of the rows, a thread 4 by 4 of it. The slices
-//    depend on the shape alone, and are added in their order: no atomics, the same bytes each time.
-// 4. oft_series_gradient_kernel1, oft_exact_gradient_kernel1: from the partial G to d_q.
+//    depend on the shape alone, and oft_join_kernel1 adds them in their order: no atomics, the same
+//    bytes each time.
+// 4. oft_series_gradient_kernel2 (a warp per column of dL/dQ) with oft_triangle_kernel1, or
+//    oft_exact_gradient_kernel2 (a CTA per block): from G to d_q.
 //
-// Assumed: contiguous tensors (checked in plugin.cc); 198 KiB of shared memory at b = 128 (sm_80 at
-// b <= 117, sm_90). Nothing waits for the device.
+// Assumed: contiguous tensors (checked in plugin.cc); at b = 128 133 KiB of shared memory, and 198
+// for the exact gradient (sm_90; sm_80 up to b = 117). Nothing waits for the device.
 #include <algorithm>
 
 #include "oftq_cuda.h"
@@ -114,21 +117,21 @@ __device__ void SeriesColumn(const float* q, const float* g, int b, int stride, 
   }
 }
 
-// Column j of p(Q^T) is row j of p(Q).
+// Column j of p(Q^T) is row j of p(Q). Of blockIdx.x's block, rows blockIdx.y kWarps and on.
 template <int kParts>
 __global__ void __launch_bounds__(kThreads)
-    oft_series_kernel1(const float* q, int b, int degree, float* r) {
+    oft_series_kernel2(const float* q, int b, int degree, float* r) {
   extern __shared__ float shared[];
   const int stride = OddStride(b), lane = threadIdx.x % 32;
+  const int row = blockIdx.y * kWarps + threadIdx.x / 32;
   LoadSkew(q + blockIdx.x * (static_cast<int64_t>(b) * (b - 1) / 2), b, stride, shared);
-  float* out = r + blockIdx.x * static_cast<int64_t>(b) * b;
-  for (int row = threadIdx.x / 32; row < b; row += kWarps) {
-    float sum[kParts], unused[kParts];
-    SeriesColumn<kParts, false>(shared, nullptr, b, stride, degree, row, sum, unused);
+  if (row >= b) return;
+  float sum[kParts], unused[kParts];
+  SeriesColumn<kParts, false>(shared, nullptr, b, stride, degree, row, sum, unused);
+  float* out = r + (blockIdx.x * static_cast<int64_t>(b) + row) * b;
 #pragma unroll
-    for (int h = 0; h < kParts; ++h) {
-      if (h * 32 + lane < b) out[row * b + h * 32 + lane] = sum[h];
-    }
+  for (int h = 0; h < kParts; ++h) {
+    if (h * 32 + lane < b) out[h * 32 + lane] = sum[h];
   }
 }
 
@@ -349,53 +352,60 @@ __global__ void __launch_bounds__(kGradientThreads)
 
 // ---- from G to d_q -----------------------------------------------------------------------------
 
-// G of one block, its slices added in order. All threads; ends with a barrier.
-__device__ void LoadGradient(const float* partial, int slices, int b, int stride, float* g) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * b * b;
-  const float* from = partial + blockIdx.x * static_cast<int64_t>(b) * b;
+// g [numbers] = the slices of `partial` [slices, numbers], added in their order.
+__global__ void __launch_bounds__(kThreads)
+    oft_join_kernel1(const float* partial, int slices, int64_t numbers, float* g) {
+  const int64_t at = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  if (at >= numbers) return;
+  float sum = 0.0f;
+  for (int s = 0; s < slices; ++s) sum += partial[s * numbers + at];
+  g[at] = sum;
+}
+
+// Of one block, from [blocks, b, b] into shared memory. All threads; ends with a barrier.
+__device__ void LoadBlock(const float* from, int b, int stride, float* out) {
+  from += blockIdx.x * static_cast<int64_t>(b) * b;
   for (int at = threadIdx.x; at < b * b; at += blockDim.x) {
-    float sum = 0.0f;
-    for (int s = 0; s < slices; ++s) sum += from[s * step + at];
-    g[at / b * stride + at % b] = sum;
+    out[at / b * stride + at % b] = from[at];
   }
   __syncthreads();
 }
 
-// d: dL/dQ. All threads, after a barrier.
-__device__ void AddTriangle(const float* d, int b, int stride, float* d_q) {
+// d_transposed [blocks, b, b]: (dL/dQ)^T; rows blockIdx.y kWarps and on of blockIdx.x's block.
+template <int kParts>
+__global__ void __launch_bounds__(kThreads)
+    oft_series_gradient_kernel2(const float* q, const float* g, int b, int degree,
+                                float* d_transposed) {
+  extern __shared__ float shared[];
+  const int stride = OddStride(b), lane = threadIdx.x % 32;
+  const int column = blockIdx.y * kWarps + threadIdx.x / 32;
+  float* g_block = shared + b * stride;
+  LoadSkew(q + blockIdx.x * (static_cast<int64_t>(b) * (b - 1) / 2), b, stride, shared);
+  LoadBlock(g, b, stride, g_block);
+  if (column >= b) return;
+  float sum[kParts], right[kParts];
+  SeriesColumn<kParts, true>(shared, g_block, b, stride, degree, column, sum, right);
+  float* out = d_transposed + (blockIdx.x * static_cast<int64_t>(b) + column) * b;
+#pragma unroll
+  for (int h = 0; h < kParts; ++h) {
+    if (h * 32 + lane < b) out[h * 32 + lane] = right[h];
+  }
+}
+
+// d_q += the triangle of dL/dQ - (dL/dQ)^T, a CTA per block.
+__global__ void __launch_bounds__(kThreads)
+    oft_triangle_kernel1(const float* d_transposed, int b, float* d_q) {
+  const float* d = d_transposed + blockIdx.x * static_cast<int64_t>(b) * b;
   float* out = d_q + blockIdx.x * (static_cast<int64_t>(b) * (b - 1) / 2);
   for (int at = threadIdx.x; at < b * b; at += blockDim.x) {
     const int i = at / b, j = at % b;
-    if (i < j) out[TriangleIndex(i, j, b)] += d[i * stride + j] - d[j * stride + i];
+    if (i < j) out[TriangleIndex(i, j, b)] += d[j * b + i] - d[i * b + j];
   }
-}
-
-template <int kParts>
-__global__ void __launch_bounds__(kThreads)
-    oft_series_gradient_kernel1(const float* q, const float* partial, int slices, int b, int degree,
-                                float* d_q) {
-  extern __shared__ float shared[];
-  const int stride = OddStride(b), lane = threadIdx.x % 32;
-  float* g = shared + b * stride;
-  float* d = g + b * stride;
-  LoadSkew(q + blockIdx.x * (static_cast<int64_t>(b) * (b - 1) / 2), b, stride, shared);
-  LoadGradient(partial, slices, b, stride, g);
-  for (int column = threadIdx.x / 32; column < b; column += kWarps) {
-    float sum[kParts], right[kParts];
-    SeriesColumn<kParts, true>(shared, g, b, stride, degree, column, sum, right);
-#pragma unroll
-    for (int h = 0; h < kParts; ++h) {
-      if (h * 32 + lane < b) d[(h * 32 + lane) * stride + column] = right[h];
-    }
-  }
-  __syncthreads();
-  AddTriangle(d, b, stride, d_q);
 }
 
 // dL/dQ = -1/2 (R + I)^T G (R + I)^T
 __global__ void __launch_bounds__(kThreads)
-    oft_exact_gradient_kernel1(const float* r, const float* partial, int slices, int b,
-                               float* d_q) {
+    oft_exact_gradient_kernel2(const float* r, const float* g_blocks, int b, float* d_q) {
   extern __shared__ float shared[];
   const int stride = OddStride(b);
   float* g = shared + b * stride;
@@ -404,7 +414,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int at = threadIdx.x; at < b * b; at += blockDim.x) {
     shared[at / b * stride + at % b] = from[at] + (at / b == at % b ? 1.0f : 0.0f);
   }
-  LoadGradient(partial, slices, b, stride, g);
+  LoadBlock(g_blocks, b, stride, g);
   for (int at = threadIdx.x; at < b * b; at += blockDim.x) {
     const int i = at / b, j = at % b;
     float sum = 0.0f;
@@ -419,7 +429,11 @@ __global__ void __launch_bounds__(kThreads)
     g[i * stride + j] = -0.5f * sum;
   }
   __syncthreads();
-  AddTriangle(g, b, stride, d_q);
+  float* out = d_q + blockIdx.x * (static_cast<int64_t>(b) * (b - 1) / 2);
+  for (int at = threadIdx.x; at < b * b; at += blockDim.x) {
+    const int i = at / b, j = at % b;
+    if (i < j) out[TriangleIndex(i, j, b)] += g[i * stride + j] - g[j * stride + i];
+  }
 }
 
 // ---- launches ----------------------------------------------------------------------------------
@@ -434,27 +448,31 @@ qm_status AllowShared(qm_call* call, Kernel kernel, size_t bytes) {
   return QM_OK;
 }
 
+// A warp per row or column of each block.
+dim3 WarpGrid(const Rotation& rotation) {
+  return dim3(static_cast<unsigned>(rotation.blocks()),
+              static_cast<unsigned>((rotation.block + kWarps - 1) / kWarps));
+}
+
 template <int kParts>
 qm_status LaunchSeries(qm_call* call, const Rotation& rotation, const float* q, float* r) {
   const int b = static_cast<int>(rotation.block);
   const size_t bytes = sizeof(float) * b * OddStride(b);
-  QM_TRY(AllowShared(call, oft_series_kernel1<kParts>, bytes));
-  oft_series_kernel1<kParts>
-      <<<static_cast<unsigned>(rotation.blocks()), kThreads, bytes, qm::Stream(call)>>>(
-          q, b, Degree(static_cast<int>(rotation.terms)), r);
+  QM_TRY(AllowShared(call, oft_series_kernel2<kParts>, bytes));
+  oft_series_kernel2<kParts><<<WarpGrid(rotation), kThreads, bytes, qm::Stream(call)>>>(
+      q, b, Degree(static_cast<int>(rotation.terms)), r);
   QM_CUDA(call, cudaGetLastError());
   return QM_OK;
 }
 
 template <int kParts>
 qm_status LaunchSeriesGradient(qm_call* call, const Rotation& rotation, const float* q,
-                               const float* partial, int slices, float* d_q) {
+                               const float* g, float* d_transposed) {
   const int b = static_cast<int>(rotation.block);
-  const size_t bytes = sizeof(float) * 3 * b * OddStride(b);
-  QM_TRY(AllowShared(call, oft_series_gradient_kernel1<kParts>, bytes));
-  oft_series_gradient_kernel1<kParts>
-      <<<static_cast<unsigned>(rotation.blocks()), kThreads, bytes, qm::Stream(call)>>>(
-          q, partial, slices, b, Degree(static_cast<int>(rotation.terms)), d_q);
+  const size_t bytes = sizeof(float) * 2 * b * OddStride(b);
+  QM_TRY(AllowShared(call, oft_series_gradient_kernel2<kParts>, bytes));
+  oft_series_gradient_kernel2<kParts><<<WarpGrid(rotation), kThreads, bytes, qm::Stream(call)>>>(
+      q, g, b, Degree(static_cast<int>(rotation.terms)), d_transposed);
   QM_CUDA(call, cudaGetLastError());
   return QM_OK;
 }
@@ -532,13 +550,16 @@ qm_status RotateCuda(qm_call* call, const Rotation& rotation, const float* r, bo
 }
 
 int64_t GradientScratchCuda(const Rotation& rotation) {
-  return (kGradientCtas + rotation.blocks()) * rotation.block * rotation.block;
+  const int64_t partial = (kGradientCtas + rotation.blocks()) * rotation.block * rotation.block;
+  return partial + 2 * rotation.elements();  // G, and (dL/dQ)^T
 }
 
 qm_status RotationGradientCuda(qm_call* call, const Rotation& rotation, const float* q,
                                const float* r, const Rows& in, const float* d_out, float* d_q,
                                float* scratch) {
-  const int64_t slices = Slices(rotation, in.rows);
+  const int64_t slices = Slices(rotation, in.rows), numbers = rotation.elements();
+  float* g = scratch + slices * numbers;
+  float* d_transposed = g + numbers;
   if (in.dtype == QM_F16) {
     QM_TRY(LaunchGradient<qm::F16>(call, rotation, in, d_out, slices, scratch));
   } else if (in.dtype == QM_BF16) {
@@ -546,16 +567,26 @@ qm_status RotationGradientCuda(qm_call* call, const Rotation& rotation, const fl
   } else {
     QM_TRY(LaunchGradient<float>(call, rotation, in, d_out, slices, scratch));
   }
-  const int b = static_cast<int>(rotation.block), count = static_cast<int>(slices);
-  if (rotation.terms != 0) {
-    if (b <= 32) return LaunchSeriesGradient<1>(call, rotation, q, scratch, count, d_q);
-    if (b <= 64) return LaunchSeriesGradient<2>(call, rotation, q, scratch, count, d_q);
-    return LaunchSeriesGradient<4>(call, rotation, q, scratch, count, d_q);
+  oft_join_kernel1<<<static_cast<unsigned>((numbers + kThreads - 1) / kThreads), kThreads, 0,
+                     qm::Stream(call)>>>(scratch, static_cast<int>(slices), numbers, g);
+  QM_CUDA(call, cudaGetLastError());
+  const int b = static_cast<int>(rotation.block);
+  const unsigned blocks = static_cast<unsigned>(rotation.blocks());
+  if (rotation.terms == 0) {
+    const size_t bytes = sizeof(float) * 3 * b * OddStride(b);
+    QM_TRY(AllowShared(call, oft_exact_gradient_kernel2, bytes));
+    oft_exact_gradient_kernel2<<<blocks, kThreads, bytes, qm::Stream(call)>>>(r, g, b, d_q);
+    QM_CUDA(call, cudaGetLastError());
+    return QM_OK;
   }
-  const size_t bytes = sizeof(float) * 3 * b * OddStride(b);
-  QM_TRY(AllowShared(call, oft_exact_gradient_kernel1, bytes));
-  oft_exact_gradient_kernel1<<<static_cast<unsigned>(rotation.blocks()), kThreads, bytes,
-                               qm::Stream(call)>>>(r, scratch, count, b, d_q);
+  if (b <= 32) {
+    QM_TRY(LaunchSeriesGradient<1>(call, rotation, q, g, d_transposed));
+  } else if (b <= 64) {
+    QM_TRY(LaunchSeriesGradient<2>(call, rotation, q, g, d_transposed));
+  } else {
+    QM_TRY(LaunchSeriesGradient<4>(call, rotation, q, g, d_transposed));
+  }
+  oft_triangle_kernel1<<<blocks, kThreads, 0, qm::Stream(call)>>>(d_transposed, b, d_q);
   QM_CUDA(call, cudaGetLastError());
   return QM_OK;
 }
