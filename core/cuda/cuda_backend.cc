@@ -50,6 +50,9 @@ CudaBackend::CudaBackend(int index, DType activation, int threads)
     : device_{QM_CUDA, index}, activation_(activation), threads_(threads) {}
 
 CudaBackend::~CudaBackend() {
+  // A device that was never opened may not exist: asking for it would leave an error behind that
+  // the next launch anywhere in the process would be blamed for.
+  if (memory_ == nullptr) return;
   cudaSetDevice(device_.index);
   if (solver_params_ != nullptr) cusolverDnDestroyParams(solver_params_);
   if (solver_ != nullptr) cusolverDnDestroy(solver_);

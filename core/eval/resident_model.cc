@@ -9,8 +9,21 @@
 namespace quantmill {
 namespace {
 
-// Prompts run in pieces, so that activations stay small however long the prompt is.
-constexpr int64_t kPieceRows = 512;
+// Prompts run in pieces, so that activations stay small however long the prompt is; those of a
+// batch in larger ones, as each holds only some positions of every sequence.
+constexpr int64_t kPieceRows = 512, kBatchPieceRows = 4096;
+
+// Ids [begin, begin + count) of every sequence.
+std::vector<int32_t> Columns(absl::Span<const int32_t> ids, int64_t batch, int64_t begin,
+                             int64_t count) {
+  const int64_t length = static_cast<int64_t>(ids.size()) / batch;
+  std::vector<int32_t> columns;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int32_t* sequence = ids.data() + b * length;
+    columns.insert(columns.end(), sequence + begin, sequence + begin + count);
+  }
+  return columns;
+}
 
 }  // namespace
 
@@ -107,13 +120,12 @@ absl::StatusOr<Tensor> DecodeSession::AppendOnDevice(absl::Span<const int32_t> i
     return absl::OutOfRangeError(
         absl::StrCat("the context of ", capacity_, " tokens is full; ask for fewer tokens"));
   }
-  // Pieces would interleave the sequences of a batch.
-  const int64_t piece = batch_ == 1 ? kPieceRows : count;
+  const int64_t length = count / batch_;
+  const int64_t piece = std::max<int64_t>(1, (batch_ == 1 ? kPieceRows : kBatchPieceRows) / batch_);
   Tensor hidden;
-  for (int64_t begin = 0; begin < count; begin += piece) {
-    const int64_t size = std::min(piece, count - begin);
-    QM_ASSIGN_OR_RETURN(
-        hidden, RunBlocks(ids.subspan(static_cast<size_t>(begin), static_cast<size_t>(size))));
+  for (int64_t begin = 0; begin < length; begin += piece) {
+    QM_ASSIGN_OR_RETURN(hidden,
+                        RunBlocks(Columns(ids, batch_, begin, std::min(piece, length - begin))));
   }
   QM_ASSIGN_OR_RETURN(const Tensor last, LastRows(hidden));
   return model_->head().Logits(model_->backend(), last);

@@ -8,16 +8,16 @@
 //
 // 1. oft_series_kernel2: a warp per row of R; oft_exact_kernel1: a CTA per block builds R in shared
 //    memory.
-// 2. oft_rotate_kernel1: a CTA takes 128 rows of one block (of several where b < 32); a thread 8
+// 2. oft_rotate_kernel2: a CTA takes 128 rows of one block (of several where b < 32); a thread 8
 //    rows by 4 columns, so that 32 fused multiply-adds need three 16-byte reads of shared memory.
-//
-// 3. oft_gradient_kernel1: partial G over a slice of the rows, a thread 4 by 4 of it. The slices
+//    Where b and the width are multiples of 4, memory is read and written four values at a time.
+// 3. oft_gradient_kernel2: partial G over a slice of the rows, a thread 4 by 4 of it. The slices
 //    depend on the shape alone, and oft_join_kernel1 adds them in their order: no atomics, the same
 //    bytes each time.
 // 4. oft_series_gradient_kernel2 (a warp per column of dL/dQ) with oft_triangle_kernel1, or
 //    oft_exact_gradient_kernel2 (a CTA per block): from G to d_q.
 //
-// Assumed: contiguous tensors (checked in plugin.cc); at b = 128 133 KiB of shared memory, and 198
+// Assumed: contiguous tensors (checked in plugin.cc); at b = 128 132 KiB of shared memory, and 198
 // for the exact gradient (sm_90; sm_80 up to b = 117). Nothing waits for the device.
 #include <algorithm>
 
@@ -61,14 +61,15 @@ __device__ inline qm::BF16 Narrow<qm::BF16>(float value) {
 
 // ---- building R --------------------------------------------------------------------------------
 
-// Q of one block into shared memory, row stride `stride`. All threads; ends with a barrier.
+// Q of one block into shared memory, row stride `stride`: a warp per row of the triangle. Ends with
+// a barrier.
 __device__ void LoadSkew(const float* q, int b, int stride, float* out) {
-  for (int at = threadIdx.x; at < b * b; at += blockDim.x) {
-    const int i = at / b, j = at % b;
-    float value = 0.0f;
-    if (i < j) value = q[TriangleIndex(i, j, b)];
-    if (i > j) value = -q[TriangleIndex(j, i, b)];
-    out[i * stride + j] = value;
+  for (int i = threadIdx.x / 32; i < b; i += kWarps) {
+    for (int j = i + threadIdx.x % 32; j < b; j += 32) {
+      const float value = i < j ? q[TriangleIndex(i, j, b)] : 0.0f;
+      out[i * stride + j] = value;
+      if (i < j) out[j * stride + i] = -value;
+    }
   }
   __syncthreads();
 }
@@ -185,14 +186,23 @@ struct RotateArguments {
   int b, blocks, blocks_per_cta;
 };
 
-// r_tile [blocks, b, padded]: R or R^T of each block, zeros behind it.
+// Of a row in r_tile: four floats are read at once, and rows that are written as columns spread
+// over eight banks.
+__host__ __device__ inline int RotationStride(int b) { return PaddedBlock(b) + 4; }
+
+// r_tile [blocks, b, RotationStride]: R or R^T of each block, zeros behind it. A warp reads a row.
 template <bool kTransposed>
 __device__ void LoadRotations(const RotateArguments& a, int first, int blocks, float* r_tile) {
-  const int b = a.b, padded = PaddedBlock(b);
-  for (int at = threadIdx.x; at < blocks * b * padded; at += blockDim.x) {
-    const int block = at / (b * padded), k = at / padded % b, c = at % padded;
-    const float* from = a.r + (first + block) * static_cast<int64_t>(b) * b;
-    r_tile[at] = c < b ? from[kTransposed ? c * b + k : k * b + c] : 0.0f;
+  const int b = a.b, padded = PaddedBlock(b), stride = RotationStride(b);
+  const int lines = kTransposed ? padded : b, across = kTransposed ? b : padded;
+  for (int line = threadIdx.x / 32; line < blocks * lines; line += kWarps) {
+    const int block = line / lines, i = line % lines;
+    const float* from = a.r + ((first + block) * static_cast<int64_t>(b) + i) * b;
+    float* to = r_tile + block * b * stride;
+#pragma unroll 4
+    for (int j = threadIdx.x % 32; j < across; j += 32) {
+      to[kTransposed ? j * stride + i : i * stride + j] = i < b && j < b ? from[j] : 0.0f;
+    }
   }
 }
 
@@ -212,6 +222,29 @@ __device__ void LoadTile(const RotateArguments& a, int64_t row, int64_t column, 
   }
 }
 
+// Four neighbours in memory, aligned to their size.
+template <class T>
+struct alignas(4 * sizeof(T)) Four {
+  T values[4];
+};
+
+// The same with four columns at a time: a warp takes 16 rows by 8 columns.
+template <class T>
+__device__ void LoadTileByFours(const RotateArguments& a, int64_t row, int64_t column, int columns,
+                                float* x_tile) {
+  static_assert(kTileRows == kWarps * 16);
+  const int lane = threadIdx.x % 32, r = threadIdx.x / 32 * 16 + lane % 16;
+  const bool inside = row + r < a.rows;
+  const T* in = static_cast<const T*>(a.in) + (row + r) * a.width + column;
+#pragma unroll 4
+  for (int c = lane / 16 * 4; c < columns; c += 8) {
+    Four<T> four = {};
+    if (inside) four = *reinterpret_cast<const Four<T>*>(in + c);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x_tile[(c + i) * kTileStride + r] = Widen(four.values[i]);
+  }
+}
+
 template <class T, bool kAccumulate>
 __device__ void StoreRow(const float* sum, int count, T* out) {
 #pragma unroll
@@ -221,20 +254,36 @@ __device__ void StoreRow(const float* sum, int count, T* out) {
   }
 }
 
-template <class T, bool kTransposed, bool kAccumulate>
-__global__ void __launch_bounds__(kThreads) oft_rotate_kernel1(RotateArguments a) {
+template <class T, bool kAccumulate>
+__device__ void StoreFour(const float* sum, T* out) {
+  Four<T>* to = reinterpret_cast<Four<T>*>(out);
+  Four<T> four = {};
+  if (kAccumulate) four = *to;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    four.values[i] = Narrow<T>(kAccumulate ? Widen(four.values[i]) + sum[i] : sum[i]);
+  }
+  *to = four;
+}
+
+template <class T, bool kTransposed, bool kAccumulate, bool kFours>
+__global__ void __launch_bounds__(kThreads) oft_rotate_kernel2(RotateArguments a) {
   extern __shared__ float4 shared4[];
   float* shared = reinterpret_cast<float*>(shared4);
-  const int b = a.b, padded = PaddedBlock(b), first = blockIdx.x * a.blocks_per_cta;
+  const int b = a.b, stride = RotationStride(b), first = blockIdx.x * a.blocks_per_cta;
   const int blocks = min(a.blocks_per_cta, a.blocks - first);
   const int64_t row = blockIdx.y * static_cast<int64_t>(kTileRows);
   const int64_t column = static_cast<int64_t>(first) * b;
   float* r_tile = shared;
-  float* x_tile = shared + a.blocks_per_cta * b * padded;
+  float* x_tile = shared + a.blocks_per_cta * b * stride;
   LoadRotations<kTransposed>(a, first, blocks, r_tile);
-  LoadTile<T>(a, row, column, blocks * b, x_tile);
+  if (kFours) {
+    LoadTileByFours<T>(a, row, column, blocks * b, x_tile);
+  } else {
+    LoadTile<T>(a, row, column, blocks * b, x_tile);
+  }
   __syncthreads();
-  const int quads = padded / kColumnsPerThread;
+  const int quads = PaddedBlock(b) / kColumnsPerThread;
   const int rows_here = static_cast<int>(min(static_cast<int64_t>(kTileRows), a.rows - row));
   const int strips = (rows_here + kRowsPerThread - 1) / kRowsPerThread;
   T* out = static_cast<T*>(a.out);
@@ -242,12 +291,12 @@ __global__ void __launch_bounds__(kThreads) oft_rotate_kernel1(RotateArguments a
     const int c = item % quads * kColumnsPerThread, block = item / quads % blocks;
     const int r = item / (quads * blocks) * kRowsPerThread;
     float sum[kRowsPerThread][kColumnsPerThread] = {};
-    const float* rotation = r_tile + block * b * padded + c;
+    const float* rotation = r_tile + block * b * stride + c;
     const float* x = x_tile + block * b * kTileStride + r;
     for (int k = 0; k < b; ++k) {
       const float4 low = *reinterpret_cast<const float4*>(x + k * kTileStride);
       const float4 high = *reinterpret_cast<const float4*>(x + k * kTileStride + 4);
-      const float4 w = *reinterpret_cast<const float4*>(rotation + k * padded);
+      const float4 w = *reinterpret_cast<const float4*>(rotation + k * stride);
       const float xs[kRowsPerThread] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
       const float ws[kColumnsPerThread] = {w.x, w.y, w.z, w.w};
 #pragma unroll
@@ -259,8 +308,12 @@ __global__ void __launch_bounds__(kThreads) oft_rotate_kernel1(RotateArguments a
 #pragma unroll
     for (int i = 0; i < kRowsPerThread; ++i) {
       if (r + i >= rows_here) break;
-      StoreRow<T, kAccumulate>(sum[i], b - c,
-                               out + (row + r + i) * a.width + column + block * b + c);
+      T* to = out + (row + r + i) * a.width + column + block * b + c;
+      if (kFours) {
+        StoreFour<T, kAccumulate>(sum[i], to);
+      } else {
+        StoreRow<T, kAccumulate>(sum[i], b - c, to);
+      }
     }
   }
 }
@@ -287,7 +340,7 @@ __host__ __device__ inline int GradientGroups(int b) {
 // partial [slices, blocks, b, b]
 template <class T>
 __global__ void __launch_bounds__(kGradientThreads)
-    oft_gradient_kernel1(const T* x, const float* d_out, int64_t rows, int64_t width, int b,
+    oft_gradient_kernel2(const T* x, const float* d_out, int64_t rows, int64_t width, int b,
                          int64_t rows_per_slice, float* partial) {
   extern __shared__ float4 shared4[];
   const int padded = PaddedBlock(b), quads = padded / 4, tiles = quads * quads;
@@ -299,15 +352,20 @@ __global__ void __launch_bounds__(kGradientThreads)
   const int i0 = tile / quads * 4, j0 = tile % quads * 4;
   const int64_t column = blockIdx.x * static_cast<int64_t>(b);
   const int64_t begin = blockIdx.y * rows_per_slice, end = min(rows, begin + rows_per_slice);
+  // A thread loads one column; there are at least as many threads as columns, and those left over
+  // load nothing.
+  const int c = threadIdx.x % padded, rows_at_once = blockDim.x / padded;
+  const int lane_row = threadIdx.x / padded;
+  const int first_row = lane_row < rows_at_once ? lane_row : kGradientRows;
   float sum[4][4] = {};
   for (int64_t row = begin; row < end; row += kGradientRows) {
     __syncthreads();
-    for (int at = threadIdx.x; at < kGradientRows * padded; at += blockDim.x) {
-      const int r = at / padded, c = at % padded;
+#pragma unroll 4
+    for (int r = first_row; r < kGradientRows; r += rows_at_once) {
       const bool inside = c < b && row + r < end;
       const int64_t from = (row + r) * width + column + c;
-      x_tile[at] = inside ? Widen(x[from]) : 0.0f;
-      d_tile[at] = inside ? d_out[from] : 0.0f;
+      x_tile[r * padded + c] = inside ? Widen(x[from]) : 0.0f;
+      d_tile[r * padded + c] = inside ? d_out[from] : 0.0f;
     }
     __syncthreads();
     for (int r = group; r < kGradientRows; r += groups) {
@@ -362,11 +420,11 @@ __global__ void __launch_bounds__(kThreads)
   g[at] = sum;
 }
 
-// Of one block, from [blocks, b, b] into shared memory. All threads; ends with a barrier.
+// Of one block, from [blocks, b, b] into shared memory, a warp per row. Ends with a barrier.
 __device__ void LoadBlock(const float* from, int b, int stride, float* out) {
   from += blockIdx.x * static_cast<int64_t>(b) * b;
-  for (int at = threadIdx.x; at < b * b; at += blockDim.x) {
-    out[at / b * stride + at % b] = from[at];
+  for (int i = threadIdx.x / 32; i < b; i += kWarps) {
+    for (int j = threadIdx.x % 32; j < b; j += 32) out[i * stride + j] = from[i * b + j];
   }
   __syncthreads();
 }
@@ -477,10 +535,11 @@ qm_status LaunchSeriesGradient(qm_call* call, const Rotation& rotation, const fl
   return QM_OK;
 }
 
-template <class T, bool kTransposed, bool kAccumulate>
-qm_status LaunchRotate(qm_call* call, const RotateArguments& a) {
-  const size_t bytes = sizeof(float) * a.blocks_per_cta * a.b * (PaddedBlock(a.b) + kTileStride);
-  QM_TRY(AllowShared(call, oft_rotate_kernel1<T, kTransposed, kAccumulate>, bytes));
+template <class T, bool kTransposed, bool kAccumulate, bool kFours>
+qm_status LaunchRotateParts(qm_call* call, const RotateArguments& a) {
+  const auto kernel = oft_rotate_kernel2<T, kTransposed, kAccumulate, kFours>;
+  const size_t bytes = sizeof(float) * a.blocks_per_cta * a.b * (RotationStride(a.b) + kTileStride);
+  QM_TRY(AllowShared(call, kernel, bytes));
   constexpr int64_t kMostTiles = 65535;  // of grid.y
   for (int64_t first = 0; first < a.rows; first += kMostTiles * kTileRows) {
     RotateArguments part = a;
@@ -489,11 +548,23 @@ qm_status LaunchRotate(qm_call* call, const RotateArguments& a) {
     part.out = static_cast<T*>(a.out) + first * a.width;
     const dim3 grid(static_cast<unsigned>((a.blocks + a.blocks_per_cta - 1) / a.blocks_per_cta),
                     static_cast<unsigned>((part.rows + kTileRows - 1) / kTileRows));
-    oft_rotate_kernel1<T, kTransposed, kAccumulate>
-        <<<grid, kThreads, bytes, qm::Stream(call)>>>(part);
+    kernel<<<grid, kThreads, bytes, qm::Stream(call)>>>(part);
     QM_CUDA(call, cudaGetLastError());
   }
   return QM_OK;
+}
+
+template <class T>
+bool FoursAligned(const void* data) {
+  return reinterpret_cast<uintptr_t>(data) % sizeof(Four<T>) == 0;
+}
+
+template <class T, bool kTransposed, bool kAccumulate>
+qm_status LaunchRotate(qm_call* call, const RotateArguments& a) {
+  const bool fours =
+      a.b % 4 == 0 && a.width % 4 == 0 && FoursAligned<T>(a.in) && FoursAligned<T>(a.out);
+  return fours ? LaunchRotateParts<T, kTransposed, kAccumulate, true>(call, a)
+               : LaunchRotateParts<T, kTransposed, kAccumulate, false>(call, a);
 }
 
 template <class T>
@@ -502,10 +573,10 @@ qm_status LaunchGradient(qm_call* call, const Rotation& rotation, const Rows& in
   const int b = static_cast<int>(rotation.block), padded = PaddedBlock(b);
   const int groups = GradientGroups(b);
   const size_t bytes = sizeof(float) * padded * (2 * kGradientRows + (groups > 1 ? padded : 0));
-  QM_TRY(AllowShared(call, oft_gradient_kernel1<T>, bytes));
+  QM_TRY(AllowShared(call, oft_gradient_kernel2<T>, bytes));
   const int threads = padded / 4 * (padded / 4) * groups;
   const dim3 grid(static_cast<unsigned>(rotation.blocks()), static_cast<unsigned>(slices));
-  oft_gradient_kernel1<T><<<grid, threads, bytes, qm::Stream(call)>>>(
+  oft_gradient_kernel2<T><<<grid, threads, bytes, qm::Stream(call)>>>(
       static_cast<const T*>(in.data), d_out, in.rows, rotation.in_features, b,
       (in.rows + slices - 1) / slices, partial);
   QM_CUDA(call, cudaGetLastError());

@@ -43,6 +43,14 @@ TEST(MakeCudaBackendTest, AGpuThatIsNotThereIsUnavailable) {
   EXPECT_THAT(std::string(made.status().message()), ::testing::HasSubstr("cuda:1000"));
 }
 
+// A launch asks the runtime for its last error, so that one left behind would be blamed on it.
+TEST(MakeCudaBackendTest, AGpuThatIsNotThereLeavesNoErrorBehind) {
+  const absl::StatusOr<Backend*> gpu = CudaOrWhyNot(DType::kF32);
+  if (!gpu.ok()) GTEST_SKIP() << gpu.status().message();
+  EXPECT_FALSE(MakeCudaBackend(1000, DType::kF32, 1).ok());
+  EXPECT_EQ(cudaPeekAtLastError(), cudaSuccess);
+}
+
 TEST(MakeCudaBackendTest, ActivationsMustBeAFloatType) {
   EXPECT_EQ(MakeCudaBackend(0, DType::kI8, 1).status().code(), absl::StatusCode::kInvalidArgument);
 }

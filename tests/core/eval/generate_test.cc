@@ -209,6 +209,23 @@ TEST_F(LongPromptTest, PiecesGiveTheSameLogits) {
   }
 }
 
+// So many sequences that their prompts run in pieces of two positions.
+TEST_F(GenerateTest, PiecesOfABatchAreThoseOfEachSequence) {
+  constexpr int64_t kBatch = 2000, kLength = 5;
+  const std::vector<int32_t> ids = testing::RandomIds(kBatch * kLength, 64, 5);
+  DecodeSession batch = DecodeSession::Create(model_, kLength, kBatch).value();
+  const Tensor logits = batch.Append(ids).value();
+  for (const int64_t sequence : {int64_t{0}, int64_t{1}, kBatch - 1}) {
+    DecodeSession alone = DecodeSession::Create(model_, kLength).value();
+    const Tensor expected =
+        alone.Append(absl::MakeConstSpan(ids).subspan(static_cast<size_t>(sequence * kLength), 5))
+            .value();
+    for (int64_t v = 0; v < 64; ++v) {
+      EXPECT_NEAR(logits.as<float>()[sequence * 64 + v], expected.as<float>()[v], 1e-4);
+    }
+  }
+}
+
 // ---- real models --------------------------------------------------------------------------------
 
 class GreedyModel : public ::testing::TestWithParam<const char*> {};
