@@ -51,8 +51,8 @@ absl::StatusOr<Tensor> OutputHead::Logits(Backend& backend, const Tensor& hidden
   return logits;
 }
 
-int64_t OutputHead::TileRows() const {
-  return std::max<int64_t>(1, kTileElements / config_->vocab_size);
-}
+int64_t OutputHead::TileRows() const { return TileRows(config_->vocab_size); }
+
+int64_t OutputHead::TileRows(int64_t vocab) { return std::max<int64_t>(1, kTileElements / vocab); }
 
 }  // namespace quantmill

@@ -38,6 +38,7 @@ class OutputHead {
   absl::StatusOr<Tensor> Logits(Backend& backend, const Tensor& hidden) const;
   // Rows per call that keep one tile of logits at a moderate size.
   int64_t TileRows() const;
+  static int64_t TileRows(int64_t vocab);
 
  private:
   const ModelConfig* config_ = nullptr;

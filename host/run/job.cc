@@ -165,15 +165,16 @@ class Job {
     if (const absl::Status status = CheckOutput(pipeline, request_.resume); !status.ok()) {
       return RefusedError(status);
     }
-    if (const absl::Status status =
-            CheckMachine(plan_, report_, ReadMachineState(pipeline, *backend_));
-        !status.ok()) {
-      return RefusedError(status);
-    }
     if (pipeline.evaluate) {
       absl::StatusOr<Tensor> windows = EvaluationWindows(pipeline);
       if (!windows.ok()) return RefusedError(windows.status());
       evaluation_ = *std::move(windows);
+      AddEvaluation(plan_, source_->checkpoint(), evaluation_.dim(0), *backend_, &report_);
+    }
+    if (const absl::Status status =
+            CheckMachine(plan_, report_, ReadMachineState(pipeline, *backend_));
+        !status.ok()) {
+      return RefusedError(status);
     }
     if (request_.mode == JobRequest::Mode::kPlan) {
       QM_RETURN_IF_ERROR(EstimateTime(plan_, stages_, source_->checkpoint(),

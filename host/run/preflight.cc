@@ -19,6 +19,7 @@
 #include "core/calib/calibration.h"
 #include "core/checkpoint/gguf_export.h"
 #include "core/eval/self_text.h"
+#include "core/eval/stream.h"
 #include "core/formats/activations.h"
 #include "core/formats/affine_int.h"
 #include "core/threads/thread_pool.h"
@@ -170,6 +171,7 @@ int64_t LargestTransformBytes(const PipelinePlan& plan, const PreparedStage& sta
 // them and as the device multiplies them, and their gradients; scratch; what trial runs keep; and
 // the backward pass of one window: the activations on tape, and as many gradients.
 int64_t LargestTuningBytes(const PipelinePlan& plan, const PreparedStage& stage, DType activation) {
+  if (!plan.pipeline.calibration) return 0;  // refused later, with what needs it
   const int64_t rows = plan.pipeline.calibration->sequence_length;
   const int64_t pass =
       TapeBytes(plan.config, rows, activation) + TapeBytes(plan.config, rows, DType::kF32);
@@ -338,6 +340,19 @@ void AddTuning(const PipelinePlan& plan, const PreparedStage& stage, EstimateInd
   }
 }
 
+// Raises the peaks to a phase's: `working` bytes where the backend computes, and a block's weights,
+// `block` bytes, on their way there.
+void SetPeaks(int64_t working, int64_t block, const Backend& backend, PlanReport* report) {
+  // Of matrix products, there from the start (core/cuda/matrix_product.h).
+  constexpr int64_t kDeviceBase = int64_t{32} << 20;
+  const bool on_gpu = backend.device().is_cuda();
+  report->peak_host_bytes =
+      std::max(report->peak_host_bytes, BaseBytes() + (on_gpu ? block : working));
+  if (on_gpu) {
+    report->peak_device_bytes = std::max(report->peak_device_bytes, kDeviceBase + working);
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet& stages,
@@ -410,19 +425,31 @@ absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet&
   if (stages.NeedsStatistics()) {  // the block with dequantized weights
     working += block * ElementSize(backend.activation_dtype()) / 2;
   }
-  if (stages.NeedsStatistics() && plan.pipeline.calibration->text == "self") {
+  if (stages.NeedsStatistics() && plan.pipeline.calibration &&
+      plan.pipeline.calibration->text == "self") {
     const CalibrationSection& text = *plan.pipeline.calibration;
     working = std::max(working, TensorBytes(checkpoint) + DrawingBytes(plan.config, text.samples,
                                                                        text.sequence_length,
                                                                        DrawingDevice::Of(backend)));
   }
-  report.peak_host_bytes = BaseBytes() + calibration.hidden + block;
-  if (backend.device().is_cuda()) {
-    report.peak_device_bytes = working;
-  } else {
-    report.peak_host_bytes += working - block;
-  }
+  SetPeaks(working + calibration.hidden, block, backend, &report);
   return report;
+}
+
+void AddEvaluation(const PipelinePlan& plan, const Checkpoint& checkpoint, int64_t windows,
+                   Backend& backend, PlanReport* report) {
+  const Pipeline::Evaluate& evaluate = *plan.pipeline.evaluate;
+  const int64_t models = evaluate.reference ? 2 : 1, vocab = plan.config.vocab_size;
+  CalibrationOptions options;  // without requests, what passing windows through blocks takes
+  options.keep_original = evaluate.reference;
+  const CalibrationMemory windows_memory = EstimateCalibrationMemory(
+      plan.config, windows, evaluate.context, backend.activation_dtype(), options, 0, {});
+  const int64_t tile = std::min(evaluate.context, OutputHead::TileRows(vocab)) * vocab * 4;
+  const int64_t head = vocab * plan.config.hidden_size * ElementSize(plan.config.dtype);
+  const int64_t block = LargestBlockBytes(plan, checkpoint);
+  const int64_t working =
+      windows_memory.hidden + std::max(block + windows_memory.activations, models * (tile + head));
+  SetPeaks(working, block, backend, report);
 }
 
 absl::Status EstimateTime(const PipelinePlan& plan, const StageSet& stages,

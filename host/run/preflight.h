@@ -21,6 +21,10 @@ namespace quantmill {
 absl::StatusOr<PlanReport> EstimateRun(const PipelinePlan& plan, const StageSet& stages,
                                        const Checkpoint& checkpoint, Backend& backend);
 
+// Raises the peaks of the report to what evaluating `windows` windows takes, where that is more.
+void AddEvaluation(const PipelinePlan& plan, const Checkpoint& checkpoint, int64_t windows,
+                   Backend& backend, PlanReport* report);
+
 // Fills report->seconds; the rest of the report is there. Uses the device for some milliseconds.
 absl::Status EstimateTime(const PipelinePlan& plan, const StageSet& stages,
                           const Checkpoint& checkpoint, int64_t evaluation_windows,

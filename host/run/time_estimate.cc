@@ -149,6 +149,9 @@ RunWork Drawing(const PipelinePlan& plan, int64_t windows, int64_t length, Drawi
   work.few_rows = work.products + HeadFlops(plan, rows);
   work.products = 0;
   work.exponentials += rows * static_cast<double>(plan.config.vocab_size);
+  const double kept = static_cast<double>(2 * plan.config.layers * plan.config.kv_features() *
+                                          ElementSize(device.activation));
+  work.cached = rows * static_cast<double>(length) / 2 * kept;
   const double at_once = static_cast<double>(WindowsAtOnce(plan.config, length, device));
   work.steps = static_cast<double>(length) * std::max(1.0, static_cast<double>(windows) / at_once) *
                static_cast<double>(plan.config.layers);
@@ -161,6 +164,7 @@ RunWork& operator+=(RunWork& a, const RunWork& b) {
   a.products += b.products;
   a.few_rows += b.few_rows;
   a.attention += b.attention;
+  a.cached += b.cached;
   a.method += b.method;
   a.activations += b.activations;
   a.exponentials += b.exponentials;
@@ -202,6 +206,21 @@ RunWork QuantizingWork(const PipelinePlan& plan, const StageSet& stages) {
   return work;
 }
 
+// Flops of adapters per row: each parameter of a rotation is used in two products at most, each of
+// two operations, forward, forward again, and back to the input and to the parameters.
+double AdapterFlops(const PreparedStage& stage) {
+  constexpr double kPerParameter = 2 * 2 * 4;
+  double flops = 0;
+  for (size_t i = 0; i < stage.stage->slots.size(); ++i) {
+    const ReparamPlan* plan = stage.AnyPlan(i);
+    if (plan == nullptr || plan->kind == QM_REPARAM_WEIGHT) continue;
+    for (const ReparamPlan::Param& param : plan->params) {
+      flops += kPerParameter * static_cast<double>(param.shape.elements());
+    }
+  }
+  return flops;
+}
+
 RunWork TrainingWork(const PipelinePlan& plan, const StageSet& stages, DrawingDevice device) {
   RunWork work;
   for (const PreparedStage& stage : stages.stages) {
@@ -217,6 +236,7 @@ RunWork TrainingWork(const PipelinePlan& plan, const StageSet& stages, DrawingDe
       const double rows = static_cast<double>(train.tokens);
       work += AllBlocks(plan, (3 + teacher + (train.checkpointing ? 1 : 0)) * rows, length);
       work.products += HeadFlops(plan, (3 + teacher) * rows);
+      work.method += AdapterFlops(stage) * rows;
       work.exponentials += 2 * rows * static_cast<double>(plan.config.vocab_size);
       work.weights += 8 * static_cast<double>(train.Steps()) * AllWeights(plan);
     }
@@ -295,19 +315,22 @@ absl::StatusOr<double> MeasureProductRate(Backend& backend) {
 
 double SecondsFor(const RunWork& work, double product_rate, bool on_gpu, int threads) {
   // Shares of the product rate, and costs of a value on one core in seconds, measured with runs of
-  // the recipes and of a model of 19 M parameters on two cores with AVX-512.
+  // the recipes and of a model of 19 M parameters on two cores with AVX-512, and on an H200.
   constexpr double kProductShare = 0.75, kFewRowsShare = 0.25, kMethodShare = 0.1;
   constexpr double kAttentionShare = 0.3, kExponential = 1.5e-9, kActivation = 1e-9;
-  constexpr double kWeight = 2e-9, kTextByte = 1e-7, kStep = 5e-5;
-  constexpr double kDiskBytes = 5e8, kStart = 0.2;
-  // A GPU goes over values as fast as its memory lets it.
+  constexpr double kWeight = 2e-9, kTextByte = 1e-7, kDiskBytes = 5e8;
+  // On a GPU two processes open the device, and a step is some launches per block.
+  const double start = on_gpu ? 3.2 : 0.2, step = on_gpu ? 1e-4 : 5e-5;
+  // A GPU goes over values as fast as its memory lets it. It reads the keys and values of few rows
+  // for longer than it computes with them; a CPU does not.
   const double values = on_gpu ? 1e-3 : 1.0 / threads;
-  return kStart + work.products / (kProductShare * product_rate) +
+  const double cached_byte = on_gpu ? 1e-12 : 0;
+  return start + work.products / (kProductShare * product_rate) +
          work.few_rows / (kFewRowsShare * product_rate) +
-         work.attention / (kAttentionShare * product_rate) +
+         work.attention / (kAttentionShare * product_rate) + work.cached * cached_byte +
          work.method / (kMethodShare * product_rate) +
          (work.exponentials * kExponential + work.activations * kActivation) * values +
-         work.weights * kWeight / threads + work.text_bytes * kTextByte + work.steps * kStep +
+         work.weights * kWeight / threads + work.text_bytes * kTextByte + work.steps * step +
          work.bytes / kDiskBytes;
 }
 

@@ -18,6 +18,7 @@ struct RunWork {
   double products = 0;      // flops of products with many rows, Gram matrices included
   double few_rows = 0;      // flops of products with as many rows as sequences are drawn at once
   double attention = 0;     // flops of scores and of weighted sums of values
+  double cached = 0;        // bytes of keys and values read while text is drawn
   double method = 0;        // flops as the methods count them
   double activations = 0;   // values that norms, activations and residuals go over
   double exponentials = 0;  // of softmax: in attention, of logits

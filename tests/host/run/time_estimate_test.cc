@@ -1,9 +1,10 @@
-// What the time estimate counts, on the quickstart model: 4 blocks of 196608 weights, hidden 128,
+// What the estimates count, on the quickstart model: 4 blocks of 196608 weights, hidden 128,
 // vocabulary 2048. How well the sum fits the clock is no test's business.
 #include "host/run/time_estimate.h"
 
 #include "core/model/config.h"
 #include "gtest/gtest.h"
+#include "host/run/preflight.h"
 #include "tests/support/shared_data.h"
 
 namespace quantmill {
@@ -69,6 +70,9 @@ TEST_F(TimeEstimateTest, DrawingTextIsCountedWhenItIsDrawn) {
   const RunWork work = DrawingWork(plan_, {});
   EXPECT_DOUBLE_EQ(work.few_rows, 2.0 * 8 * 64 * (4 * kBlockWeights + kHeadWeights));
   EXPECT_GT(work.steps, 0);
+  // 8 x 64 tokens see 32 on average, with 4 x 2 x kv_features numbers of 4 bytes each.
+  EXPECT_DOUBLE_EQ(work.cached,
+                   8.0 * 64 * 32 * 4 * 2 * 4 * static_cast<double>(plan_.config.kv_features()));
   plan_.pipeline.calibration->samples = 64;
   EXPECT_DOUBLE_EQ(DrawingWork(plan_, {}).few_rows, 8 * work.few_rows);
   // Without statistics no text is drawn.
@@ -99,22 +103,69 @@ TEST_F(TimeEstimateTest, BothStreamsTakeTwiceThePasses) {
   EXPECT_DOUBLE_EQ(QuantizingWork(plan_, stages).attention, 2 * one);
 }
 
+// A rotation of 100 parameters on every slot costs flops of its own, a trained weight does not.
+TEST_F(TimeEstimateTest, AdaptersCountBesideTheModel) {
+  StageSet stages = HessianStage(false);
+  PreparedStage& stage = stages.stages[0];
+  TrainOptions train;
+  train.tokens = 1000;
+  planned_.train = train;
+  stage.trains = true;
+  ReparamPlan adapter;
+  adapter.kind = QM_REPARAM_WEIGHT;
+  adapter.params.push_back({"q", Shape({10, 10})});
+  stage.block_plans.resize(plan_.slots.size());
+  stage.model_plans.assign(plan_.slots.size(), adapter);
+  const RunWork weights = TrainingWork(plan_, stages, {});
+  EXPECT_EQ(weights.method, 0);
+  EXPECT_GT(weights.products, 0);
+  adapter.kind = QM_REPARAM_INPUT;
+  stage.model_plans.assign(plan_.slots.size(), adapter);
+  const RunWork rotations = TrainingWork(plan_, stages, {});
+  EXPECT_DOUBLE_EQ(rotations.method, 16.0 * 100 * static_cast<double>(plan_.slots.size()) *
+                                         static_cast<double>(train.tokens));
+  EXPECT_DOUBLE_EQ(rotations.products, weights.products);
+}
+
 TEST_F(TimeEstimateTest, EveryKindOfWorkTakesTime) {
-  const double nothing = SecondsFor(RunWork(), 1e11, false, 2);
   double RunWork::*const kinds[] = {
       &RunWork::products,    &RunWork::few_rows,     &RunWork::attention, &RunWork::method,
       &RunWork::activations, &RunWork::exponentials, &RunWork::weights,   &RunWork::bytes,
-      &RunWork::text_bytes,  &RunWork::steps};
+      &RunWork::text_bytes,  &RunWork::steps,        &RunWork::cached};
   for (double RunWork::*const kind : kinds) {
+    const bool on_gpu = kind == &RunWork::cached;
+    const double nothing = SecondsFor(RunWork(), 1e11, on_gpu, 2);
     RunWork work;
-    work.*kind = 1e12;
-    EXPECT_GT(SecondsFor(work, 1e11, false, 2), nothing + 1);
+    work.*kind = 1e13;
+    EXPECT_GT(SecondsFor(work, 1e11, on_gpu, 2), nothing + 1);
     RunWork twice = work;
     twice += work;
-    EXPECT_NEAR(SecondsFor(twice, 1e11, false, 2) - nothing,
-                2 * (SecondsFor(work, 1e11, false, 2) - nothing), 1e-6 * (twice.*kind));
-    EXPECT_LE(SecondsFor(work, 1e12, false, 4), SecondsFor(work, 1e11, false, 2));
+    EXPECT_NEAR(SecondsFor(twice, 1e11, on_gpu, 2) - nothing,
+                2 * (SecondsFor(work, 1e11, on_gpu, 2) - nothing), 1e-6 * (twice.*kind));
+    EXPECT_LE(SecondsFor(work, 1e12, on_gpu, 4), SecondsFor(work, 1e11, on_gpu, 2));
   }
+}
+
+// States of every window of both models, F32 [64, 128] each on the CPU.
+TEST_F(TimeEstimateTest, EvaluationKeepsTheStatesOfAllWindows) {
+  const auto checkpoint = Checkpoint::Open(testing::SourcePath("configs/quickstart/tiny-llama"));
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const auto backend = MakeCpuBackend(1).value();
+  const auto peak = [&](int64_t windows, bool reference) {
+    plan_.pipeline.evaluate->reference = reference;
+    PlanReport report;
+    AddEvaluation(plan_, **checkpoint, windows, *backend, &report);
+    EXPECT_EQ(report.peak_device_bytes, 0);
+    return static_cast<double>(report.peak_host_bytes);
+  };
+  const double state = 64.0 * 128 * 4;
+  EXPECT_NEAR(peak(30000, false) - peak(10000, false), 20000 * state, 0.01 * 20000 * state);
+  EXPECT_NEAR(peak(10000, true) - peak(10000, false), 10000 * state, 0.01 * 10000 * state);
+  // A peak that another phase has is kept.
+  PlanReport higher;
+  higher.peak_host_bytes = int64_t{1} << 50;
+  AddEvaluation(plan_, **checkpoint, 1, *backend, &higher);
+  EXPECT_EQ(higher.peak_host_bytes, int64_t{1} << 50);
 }
 
 TEST_F(TimeEstimateTest, ProductRateIsMeasured) {
