@@ -19,6 +19,9 @@
 //
 // Assumed: contiguous tensors (checked in plugin.cc); at b = 128 132 KiB of shared memory, and 198
 // for the exact gradient (sm_90; sm_80 up to b = 117). Nothing waits for the device.
+//
+// Measured in a training of a model of 19 M parameters, bf16, 32 x 1024 tokens a step, a rotation
+// of 4 terms on each of 70 linears (H200, 2026-11-29): b = 128 281,000 tokens/s, b = 64 428,000.
 #include <algorithm>
 
 #include "oftq_cuda.h"
