@@ -206,7 +206,7 @@ constexpr double kBlockRoundings = 24;
 // f32 keeps the bound of the CPU.
 TEST_P(CudaTrainTest, BlocksAgreeWithPyTorch) {
   const double tolerance = dtype() == DType::kF32 ? 1e-4 : kBlockRoundings * UnitRoundoff(dtype());
-  for (const char* name : kGradientFixtures) {
+  for (const std::string& name : GradientFixtureNames()) {
     const GradientFixture fixture(name);
     for (int64_t block = 0; block < fixture.config().layers; ++block) {
       for (const NamedError& e : BlockErrors(fixture, block, cuda())) {
@@ -316,7 +316,7 @@ TEST_P(CudaTrainTest, OptimizerOverManyTensors) {
 // The blocks, and the final norm, head and loss around them. The gradient of the divergence is a
 // difference of two probabilities of like size, which doubles the relative error.
 TEST_P(CudaTrainTest, ModelsAgreeWithPyTorch) {
-  for (const char* name : kGradientFixtures) {
+  for (const std::string& name : GradientFixtureNames()) {
     const GradientFixture fixture(name);
     const double roundings = kBlockRoundings * static_cast<double>(fixture.config().layers) + 4;
     for (const std::string loss : {"lm", "kl"}) {

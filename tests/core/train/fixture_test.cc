@@ -5,7 +5,7 @@
 namespace quantmill::testing {
 namespace {
 
-class GradientFixtures : public ::testing::TestWithParam<const char*> {};
+class GradientFixtures : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(GradientFixtures, BlocksAgreeWithPyTorch) {
   const GradientFixture fixture(GetParam());
@@ -17,12 +17,9 @@ TEST_P(GradientFixtures, BlocksAgreeWithPyTorch) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Architectures, GradientFixtures, ::testing::ValuesIn(kGradientFixtures),
-                         [](const auto& info) {
-                           std::string name = info.param;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(Architectures, GradientFixtures,
+                         ::testing::ValuesIn(GradientFixtureNames()),
+                         [](const auto& info) { return TestNameOf(info.param); });
 
 }  // namespace
 }  // namespace quantmill::testing

@@ -2,6 +2,9 @@
 #ifndef QUANTMILL_TESTS_CORE_TRAIN_FIXTURES_H_
 #define QUANTMILL_TESTS_CORE_TRAIN_FIXTURES_H_
 
+#include <algorithm>
+#include <cctype>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,13 +20,26 @@
 
 namespace quantmill::testing {
 
-inline constexpr const char* kGradientFixtures[] = {"llama", "llama-tied", "mistral", "qwen2",
-                                                    "qwen3"};
+// Those in the tree, and the folder that QM_GRADIENT_FIXTURE names: make_fixtures.py --model writes
+// one for any model.
+inline std::vector<std::string> GradientFixtureNames() {
+  std::vector<std::string> names = {"llama", "llama-tied", "mistral", "qwen2", "qwen3"};
+  if (const char* more = std::getenv("QM_GRADIENT_FIXTURE")) names.emplace_back(more);
+  return names;
+}
+
+// Letters, digits and underscores only.
+inline std::string TestNameOf(std::string fixture) {
+  const auto plain = [](unsigned char c) { return std::isalnum(c) != 0; };
+  std::replace_if(
+      fixture.begin(), fixture.end(), [&](char c) { return !plain(c); }, '_');
+  return fixture;
+}
 inline constexpr int64_t kFixtureSequences = 2;
 
 struct GradientFixture {
   explicit GradientFixture(const std::string& name)
-      : folder(SourcePath("tests/data/gradients/" + name)),
+      : folder(name[0] == '/' ? name : SourcePath("tests/data/gradients/" + name)),
         source(DenseSource::Open(folder).value()),
         file(SafetensorsFile::Open(folder + "/gradients.safetensors").value()) {}
   const ModelConfig& config() const { return source->config(); }

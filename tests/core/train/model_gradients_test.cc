@@ -25,7 +25,7 @@ struct ModelRig {
   TrainedModel model;
 };
 
-class ModelGradientsTest : public ::testing::TestWithParam<const char*> {};
+class ModelGradientsTest : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(ModelGradientsTest, AgreeWithPyTorch) {
   const GradientFixture fixture(GetParam());
@@ -51,12 +51,9 @@ TEST_P(ModelGradientsTest, DoNotDependOnThreads) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Architectures, ModelGradientsTest, ::testing::ValuesIn(kGradientFixtures),
-                         [](const auto& info) {
-                           std::string name = info.param;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(Architectures, ModelGradientsTest,
+                         ::testing::ValuesIn(GradientFixtureNames()),
+                         [](const auto& info) { return TestNameOf(info.param); });
 
 TEST(ModelGradientsErrors, NameWhatIsWrong) {
   ModelRig rig("llama");

@@ -2,7 +2,9 @@
 """Writes this folder: tiny models of every dense architecture with the gradients of all
 their tensors as PyTorch computes them, the oracle of core/train.
 
-    make_fixtures.py [OUT]         needs torch and transformers (4.57 made the files in the tree)
+    make_fixtures.py [OUT]              needs torch and transformers (4.57 made the files in the tree)
+    make_fixtures.py --model DIR OUT    the same of one given model, into the folder OUT, which the
+                                        tests of gradients take with QM_GRADIENT_FIXTURE=OUT
 
 Each folder holds a model directory (config.json, model.safetensors, F32) and gradients.safetensors:
   input_ids, labels     I32 [2, T]; labels are the next ids, -1 where a position is not counted
@@ -62,22 +64,28 @@ def gradients(model, loss):
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def write(folder, settings, seed):
-    config, model = make_model(settings, seed)
+def load_model(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, attn_implementation="eager")
+    model.config.torch_dtype = "float32"
+    torch.manual_seed(0)
+    return model.config, model
+
+
+def write(folder, config, model):
     folder.mkdir(parents=True, exist_ok=True)
     stored = {k: v.contiguous() for k, v in model.state_dict().items()}
-    if settings["tie_word_embeddings"]:
-        del stored["lm_head.weight"]
+    if config.tie_word_embeddings:
+        stored.pop("lm_head.weight", None)
     save_file(stored, folder / "model.safetensors")
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
 
     model = model.double()
-    ids = torch.randint(0, settings["vocab_size"], (2, LENGTH + 1))
+    ids = torch.randint(0, config.vocab_size, (2, LENGTH + 1))
     labels = ids[:, 1:].clone().int()
     labels[0, :3] = -1
     labels[1, 7] = -1
-    teacher = torch.randn(2 * LENGTH, settings["vocab_size"], dtype=torch.float32).double() * 2
+    teacher = torch.randn(2 * LENGTH, config.vocab_size, dtype=torch.float32).double() * 2
     # The inputs of blocks, as they enter: output_hidden_states gives the last one after the norm.
     hidden = []
 
@@ -104,10 +112,13 @@ def write(folder, settings, seed):
 
 
 def main():
+    if len(sys.argv) == 4 and sys.argv[1] == "--model":
+        write(pathlib.Path(sys.argv[3]), *load_model(sys.argv[2]))
+        return
     default = pathlib.Path(__file__).resolve().parent
     out = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else default
     for seed, (name, settings) in enumerate(MODELS.items()):
-        write(out / name, settings, seed)
+        write(out / name, *make_model(settings, seed))
 
 
 if __name__ == "__main__":
