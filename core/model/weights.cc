@@ -12,7 +12,7 @@ namespace {
 
 absl::Status ApplyPacked(Backend& backend, const LinearWeight& weight, const Tensor& x,
                          Tensor* out) {
-  const absl::Status product = weight.kernel->MatMul(*weight.packed, x, out);
+  absl::Status product = weight.kernel->MatMul(*weight.packed, x, out);
   if (product.ok()) {
     return weight.bias.empty() ? absl::OkStatus() : backend.AddBias(weight.bias, out);
   }

@@ -34,7 +34,8 @@ bool FlagOr(const Json& json, const char* key, bool fallback) {
 
 bool IsSet(const Json& json, const char* key) {
   const auto found = json.find(key);
-  return found != json.end() && !found->is_null() && *found != "" && *found != 0;
+  if (found == json.end() || found->is_null() || *found == 0) return false;
+  return !found->is_string() || !found->get_ref<const std::string&>().empty();
 }
 
 }  // namespace
