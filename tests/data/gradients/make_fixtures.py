@@ -65,8 +65,7 @@ def gradients(model, loss):
 
 
 def load_model(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, attn_implementation="eager")
-    model.config.torch_dtype = "float32"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     torch.manual_seed(0)
     return model.config, model
 
