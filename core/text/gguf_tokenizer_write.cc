@@ -272,6 +272,7 @@ absl::StatusOr<GgufMetadata> GgufTokenizer(const Json& tokenizer, const Json& to
     add("add_space_prefix", GgufValue::Bool(prefix));
   } else {
     std::vector<std::string> lines;
+    lines.reserve(merges.size());
     for (const auto& [left, right] : merges) lines.push_back(absl::StrCat(left, " ", right));
     add("merges", {GgufValueType::kString, true, std::move(lines), {}});
   }

@@ -54,7 +54,7 @@ absl::Status Normalizer::Add(const nlohmann::json& json) {
     steps_.push_back([options](std::string text) { return UnicodeForm(std::move(text), options); });
   } else if (type == "Prepend") {
     QM_ASSIGN_OR_RETURN(const std::string prefix, StringField(json, "prepend", kNormalizerName));
-    steps_.push_back([prefix](std::string text) -> absl::StatusOr<std::string> {
+    steps_.push_back([prefix](const std::string& text) -> absl::StatusOr<std::string> {
       return text.empty() ? text : prefix + text;
     });
   } else if (type == "Replace") {
