@@ -85,15 +85,16 @@ class Plot {
 
   void DrawAxes(std::string* text) const {
     const double right = kLeft + kWidth, bottom = kTop + kHeight;
-    for (double power = low_; power <= high_; ++power) {
+    for (int power = static_cast<int>(low_); power <= static_cast<int>(high_); ++power) {
       const double y = Y(std::pow(10, power));
       absl::StrAppend(text, Line("grid", kLeft, y, right, y),
                       Label("end", kLeft - 8, y + 4, absl::StrFormat("%g", std::pow(10, power))));
     }
-    const double step = last_bits_ - first_bits_ > 10 ? 2 : 1;
-    for (double bits = first_bits_; bits <= last_bits_; bits += step) {
+    const int step = last_bits_ - first_bits_ > 10 ? 2 : 1;
+    for (int bits = static_cast<int>(first_bits_); bits <= static_cast<int>(last_bits_);
+         bits += step) {
       absl::StrAppend(text, Line("grid", X(bits), kTop, X(bits), bottom),
-                      Label("middle", X(bits), bottom + 18, absl::StrFormat("%g", bits)));
+                      Label("middle", X(bits), bottom + 18, absl::StrCat(bits)));
     }
     absl::StrAppend(
         text,

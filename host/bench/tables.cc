@@ -276,6 +276,7 @@ std::string BenchCsv(const Json& results) {
   std::string text = absl::StrCat(absl::StrJoin(keys, ","), "\r\n");
   for (const Json& row : results.at("rows")) {
     std::vector<std::string> fields;
+    fields.reserve(keys.size());
     for (const std::string& key : keys)
       fields.push_back(row.contains(key) ? field(row.at(key)) : "");
     absl::StrAppend(&text, absl::StrJoin(fields, ","), "\r\n");

@@ -102,7 +102,7 @@ absl::Status WriteProject(const std::string& name,
     return SystemError("make the folder", "./" + name, errno);
   }
   for (const auto& [file, content] : files) {
-    const absl::Status status = WriteFile(name + "/" + file, content);
+    absl::Status status = WriteFile(absl::StrCat(name, "/", file), content);
     if (!status.ok()) {
       std::error_code ignored;
       fs::remove_all(name, ignored);

@@ -169,6 +169,7 @@ void CheckFusedGroups(const PipelinePlan& plan, ErrorList* errors) {
     for (const int slot : slots) layouts.emplace(Layout(plan, slot), slot);
     if (layouts.size() < 2) continue;
     std::vector<std::string> members;
+    members.reserve(layouts.size());
     for (const auto& [layout, slot] : layouts) {
       members.push_back(absl::StrCat(plan.slots[slot].name, " is ", layout));
     }
