@@ -13,6 +13,7 @@ namespace quantmill {
 absl::Status WriteBundleTensors(const std::string& path, const std::vector<NamedTensor>& tensors,
                                 Backend& backend) {
   std::vector<TensorDeclaration> declarations;
+  declarations.reserve(tensors.size());
   for (const NamedTensor& t : tensors) {
     declarations.push_back({t.name, t.tensor.dtype(), t.tensor.shape()});
   }

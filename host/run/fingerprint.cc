@@ -12,7 +12,7 @@ namespace quantmill {
 namespace {
 
 constexpr int64_t kTileBytes = int64_t{1} << 20;
-constexpr int kLanes = 4;
+constexpr size_t kLanes = 4;
 using TileHash = std::array<uint64_t, kLanes>;
 
 // Odd constants with about as many ones as zeros (digits of the golden ratio and of sqrt 2, 3, 5).
@@ -35,9 +35,9 @@ uint64_t Word(const char* bytes) {
 // too.
 TileHash HashTile(const char* data, int64_t bytes) {
   TileHash state = kKeys;
-  constexpr int64_t kStride = kLanes * 16;
+  constexpr int64_t kStride = int64_t{kLanes} * 16;
   auto absorb = [&state](const char* block) {
-    for (int lane = 0; lane < kLanes; ++lane) {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
       const uint64_t a = Word(block + lane * 16), b = Word(block + lane * 16 + 8);
       state[lane] = Fold(a ^ kKeys[lane], b ^ state[lane]) + a;
     }

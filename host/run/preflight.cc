@@ -161,7 +161,7 @@ int64_t LargestTransformBytes(const PipelinePlan& plan, const PreparedStage& sta
   int64_t largest = 0;
   for (const auto& [index, part] : stage.parts) {
     int64_t bytes = static_cast<int64_t>(part.plan.scratch_bytes) + TrialBytes(plan, part);
-    for (const LinearSlot& slot : part.block.slots) bytes += 3 * 4 * Weights(slot);
+    for (const LinearSlot& slot : part.block.slots) bytes += 12 * Weights(slot);
     largest = std::max(largest, bytes);
   }
   return largest;
@@ -178,7 +178,7 @@ int64_t LargestTuningBytes(const PipelinePlan& plan, const PreparedStage& stage,
   int64_t largest = 0;
   for (const auto& [index, part] : stage.parts) {
     int64_t bytes = static_cast<int64_t>(part.tuning.scratch_bytes) + TrialBytes(plan, part) + pass;
-    for (const LinearSlot& slot : part.block.slots) bytes += 4 * 4 * Weights(slot);
+    for (const LinearSlot& slot : part.block.slots) bytes += 16 * Weights(slot);
     largest = std::max(largest, bytes);
   }
   return largest;

@@ -112,6 +112,7 @@ absl::StatusOr<std::unique_ptr<LoadedAdapter>> LoadedAdapter::Open(
                      [&, name = module](const LinearSlot& s) { return s.name == name; });
     if (slot == slots.end()) {
       std::vector<std::string> names;
+      names.reserve(slots.size());
       for (const LinearSlot& s : slots) names.push_back(s.name);
       return absl::InvalidArgumentError(
           ErrorText(absl::StrCat(directory, ": the model has no linear '", module, "'"),

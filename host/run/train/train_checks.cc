@@ -65,8 +65,8 @@ Trained CountTrained(const PipelinePlan& plan, const PreparedStage& stage, int64
 
 int64_t TrainingBytes(const PipelinePlan& plan, const PreparedStage& stage, DrawingDevice device,
                       int64_t model_bytes) {
-  // Of the optimizer: master values, two moments, gradients; all f32. Means come on top.
-  constexpr int64_t kOptimizer = 4 * 4, kLogitCopies = 4, kLogits = int64_t{1} << 24;
+  // Bytes of the optimizer per value: master, two moments, gradient; all f32. Means come on top.
+  constexpr int64_t kOptimizer = 16, kLogitCopies = 4, kLogits = int64_t{1} << 24;
   const ModelConfig& config = plan.config;
   const TrainOptions& train = *stage.stage->train;
   const DType activation = device.activation;

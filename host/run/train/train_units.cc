@@ -114,6 +114,7 @@ std::vector<Unit> TrainedUnits(const PipelinePlan& plan, const PreparedStage& st
     if (!trained.adapter.empty()) unit.adapters[slot.name] = std::move(trained.adapter);
   }
   std::vector<Unit> list;
+  list.reserve(units.size());
   for (auto& [block, unit] : units) list.push_back(std::move(unit));
   return list;
 }
