@@ -136,6 +136,7 @@ nlohmann::ordered_json ToJson(const TryRow& row) {
 
 std::vector<std::string> TryLayerNames() {
   std::vector<std::string> names;
+  names.reserve(kSyntheticKinds.size());
   for (const SyntheticKind kind : kSyntheticKinds) names.emplace_back(SyntheticName(kind));
   return names;
 }

@@ -1,4 +1,4 @@
-// The operations of oftq.h as kernels on the stream of the call; oft.cu and lora.cu.
+// The operations of oftq.h as kernels on the stream of the call; oft.cu, oft_cayley.cu and lora.cu.
 #ifndef QUANTMILL_PLUGINS_OFTQ_OFTQ_CUDA_H_
 #define QUANTMILL_PLUGINS_OFTQ_OFTQ_CUDA_H_
 
@@ -15,6 +15,9 @@ qm_status RotationGradientCuda(qm_call* call, const Rotation& rotation, const fl
                                const float* r, const Rows& in, const float* d_out, float* d_q,
                                float* scratch);
 int64_t GradientScratchCuda(const Rotation& rotation);
+// d_q += the gradient from partial G [slices, in / b, b, b]; scratch: 2 rotation.elements() floats.
+qm_status SkewGradientCuda(qm_call* call, const Rotation& rotation, const float* q, const float* r,
+                           const float* partial, int slices, float* scratch, float* d_q);
 
 qm_status MultiplyCuda(qm_call* call, const Product& product, float* scratch);
 int64_t ProductScratchCuda();
