@@ -5,6 +5,8 @@
 #include <limits>
 #include <vector>
 
+#include "core/base/draw.h"
+
 namespace quantmill::cpu {
 namespace {
 
@@ -21,16 +23,7 @@ int32_t DrawRow(const float* logits, int64_t vocab, absl::Span<const int32_t> ex
   double total = 0;
   for (double& weight : *weights) total += weight = std::exp(weight - largest);
   if (!std::isfinite(total)) return -1;
-  double left = uniform * total;
-  int64_t last = 0;  // rounding may leave something behind the last share
-  for (int64_t v = 0; v < vocab; ++v) {
-    const double weight = (*weights)[static_cast<size_t>(v)];
-    if (weight == 0) continue;
-    last = v;
-    left -= weight;
-    if (left < 0) break;
-  }
-  return static_cast<int32_t>(last);
+  return IndexAt(*weights, uniform * total);
 }
 
 }  // namespace

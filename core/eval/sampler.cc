@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "core/base/draw.h"
+
 namespace quantmill {
 SplitMix64 StreamOf(uint64_t seed, uint64_t index) {
   // The seed goes through the mixer first, so that neighbouring seeds do not share streams.
@@ -27,15 +29,7 @@ int32_t Sampler::Draw(absl::Span<const float> logits) {
     total += weights_[i];
   }
   if (options_.top_p < 1) return DrawTopP(total);
-  double left = random_.NextUniform() * total;
-  int32_t last = 0;
-  for (size_t i = 0; i < weights_.size(); ++i) {
-    if (weights_[i] == 0) continue;
-    last = static_cast<int32_t>(i);
-    left -= weights_[i];
-    if (left < 0) break;
-  }
-  return last;
+  return IndexAt(weights_, random_.NextUniform() * total);
 }
 
 int32_t Sampler::DrawTopP(double total) {
