@@ -113,20 +113,6 @@ TEST_F(TrainTest, QatIsNearerThanTheRoundingItStartsFrom) {
   EXPECT_EQ(States("a"), 0) << "a finished training leaves its state behind";
 }
 
-// Four bytes for each value of the model, all of which are trained, and its scales and zero points,
-// beside what the memory of the program itself differs by.
-TEST_F(TrainTest, PlansCountRunningMeans) {
-  const auto planned = [&](const std::string& name, const std::string& average) {
-    return Planned(name, ", block_tokens: 0, average: " + average)["peak_host_bytes"].get<double>();
-  };
-  const double stored = static_cast<double>(fs::file_size(model_ + "/model.safetensors"));  // BF16
-  const double groups = 2 * stored / 2 / 64;
-  const double expected = 4 * (stored / 2 + groups);
-  EXPECT_NEAR(planned("with", "0.5") - planned("without", "0"), expected, 0.15 * expected);
-  // A mean over one step is the last value.
-  EXPECT_NEAR(planned("short", "0.1"), planned("without", "0"), 0.15 * expected);
-}
-
 // Drawing thousands of windows takes more than this training: keys and values in f32 of 4 layers
 // and logits of 2048 tokens for each window, and 4 bytes per token on disk.
 TEST_F(TrainTest, PlansCountTextThatTheModelWrites) {

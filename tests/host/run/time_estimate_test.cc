@@ -5,6 +5,7 @@
 #include "core/model/config.h"
 #include "gtest/gtest.h"
 #include "host/run/preflight.h"
+#include "host/run/train/train_checks.h"
 #include "tests/support/shared_data.h"
 
 namespace quantmill {
@@ -125,6 +126,31 @@ TEST_F(TimeEstimateTest, AdaptersCountBesideTheModel) {
   EXPECT_DOUBLE_EQ(rotations.method, 16.0 * 100 * static_cast<double>(plan_.slots.size()) *
                                          static_cast<double>(train.tokens));
   EXPECT_DOUBLE_EQ(rotations.products, weights.products);
+}
+
+// Four bytes for each trained value: weights, embedding (which is the head, too) and parameters of
+// the method.
+TEST_F(TimeEstimateTest, RunningMeansTakeMemory) {
+  StageSet stages = HessianStage(false);
+  PreparedStage& stage = stages.stages[0];
+  ReparamPlan trained;
+  trained.kind = QM_REPARAM_WEIGHT;
+  trained.weight_rate = 1;
+  trained.params.push_back({"scale", Shape({10, 10})});
+  stage.trains = true;
+  stage.block_plans.resize(plan_.slots.size());
+  stage.model_plans.assign(plan_.slots.size(), trained);
+  const auto bytes = [&](double average) {
+    TrainOptions train;
+    train.tokens = 10 * train.batch * train.sequence_length;
+    train.average = average;
+    planned_.train = train;
+    return static_cast<double>(TrainingBytes(plan_, stage, {}, 1000));
+  };
+  const double values =
+      4 * kBlockWeights + kHeadWeights + 100 * static_cast<double>(plan_.slots.size());
+  EXPECT_EQ(bytes(0.5) - bytes(0), 4 * values);
+  EXPECT_EQ(bytes(0.1), bytes(0));  // a mean over one step is the last value
 }
 
 TEST_F(TimeEstimateTest, EveryKindOfWorkTakesTime) {
