@@ -1,4 +1,5 @@
-// The operations of oftq.h as kernels on the stream of the call; oft.cu, oft_cayley.cu and lora.cu.
+// The operations of oftq.h as kernels on the stream of the call; oft.cu, oft_cayley.cu, lora.cu,
+// services.cu.
 #ifndef QUANTMILL_PLUGINS_OFTQ_OFTQ_CUDA_H_
 #define QUANTMILL_PLUGINS_OFTQ_OFTQ_CUDA_H_
 

@@ -46,11 +46,13 @@ def main():
         base = base.to(arguments.device)
     elif dtype == torch.float32:
         compute_in_f32(base)
-    base = base.eval()
     tokens = compare.read_tokens(arguments.tokens)
-    without = compare.run_model(base, tokens, arguments.device)
+    # The base is not run before PEFT wraps it: on processors with bf16 instructions bitsandbytes
+    # rearranges its weights at the first run, and PEFT would spoil them.
     model = PeftModel.from_pretrained(base, arguments.adapter).eval()
     theirs = compare.run_model(model, tokens, arguments.device)
+    with model.disable_adapter():
+        without = compare.run_model(model, tokens, arguments.device)
     adapter = read_config(arguments.adapter, "adapter_config.json")
     facts = {
         "target": "peft",

@@ -49,8 +49,13 @@ QM_HD inline BF16 ToBF16(float value) {
   return {static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16)};
 }
 
-// Exact.
+// Exact. A NaN's payload may differ between host and device.
 QM_HD inline float ToFloat(F16 x) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
+  return value;
+#else
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t exponent = (x.bits >> 10) & 0x1Fu;
   const uint32_t mantissa = x.bits & 0x3FFu;
@@ -58,9 +63,15 @@ QM_HD inline float ToFloat(F16 x) {
   if (exponent != 0) return FloatFromBits(sign | ((exponent + 112) << 23) | (mantissa << 13));
   const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;  // subnormal, exact
   return sign != 0 ? -magnitude : magnitude;
+#endif
 }
-// Round to nearest, ties to even; overflow gives infinity, NaN stays a NaN.
+// Round to nearest, ties to even; overflow gives infinity, NaN stays a NaN (payload as above).
 QM_HD inline F16 ToF16(float value) {
+#if defined(__CUDA_ARCH__)
+  F16 half;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half.bits) : "f"(value));
+  return half;
+#else
   const uint32_t bits = FloatBits(value);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   const uint32_t magnitude = bits & 0x7FFFFFFFu;
@@ -72,6 +83,7 @@ QM_HD inline F16 ToF16(float value) {
   }
   const uint32_t rounded = magnitude + 0xFFFu + ((magnitude >> 13) & 1u);
   return {static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13))};
+#endif
 }
 
 // DTypeOf<T>::value is the dtype code of a C++ type.
