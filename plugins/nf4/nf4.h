@@ -53,6 +53,9 @@ struct Weight {
   const float* nested_absmax = nullptr;
   const float* nested_codebook = nullptr;
   const float* absmax_offset = nullptr;
+  // Prepacked for CUDA (nf4_tiles.h): these and the codebook alone.
+  const uint8_t* tiles = nullptr;
+  const float* tile_absmax = nullptr;
 
   int64_t weights() const { return out * in; }
   // Host memory.
@@ -64,8 +67,9 @@ struct Weight {
   }
 };
 
-// Structure only (names, dtypes, shapes, parameters).
-qm_status ReadWeight(qm_call* call, const qm_packed& packed, Weight* out);
+// Structure only (names, dtypes, shapes, parameters). `prepacked`: also accept what prepacking
+// returned.
+qm_status ReadWeight(qm_call* call, const qm_packed& packed, bool prepacked, Weight* out);
 // Every float is finite. Host memory.
 qm_status CheckValues(qm_call* call, const Weight& weight);
 

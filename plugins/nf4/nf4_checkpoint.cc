@@ -214,7 +214,7 @@ qm_status ToCheckpoint(qm_call* call, const char* target, const char*, const qm_
                        const qm_named_tensor** out, uint64_t* count, const char** config_json) {
   QM_TRY(CheckTarget(call, target));
   Weight w;
-  QM_TRY(ReadWeight(call, packed, &w));
+  QM_TRY(ReadWeight(call, packed, /*prepacked=*/false, &w));
   QM_TRY(CheckValues(call, w));
   const Params& p = w.params;
   const int64_t n = w.weights(), bytes = (n + 1) / 2;
@@ -271,7 +271,7 @@ qm_status FromCheckpoint(qm_call* call, const char* target, const char* layer_na
   qm_packed packed = {};
   QM_TRY(emitter.FinishPacked(p, state.out, state.in, &packed));
   Weight check;
-  QM_TRY(ReadWeight(call, packed, &check));
+  QM_TRY(ReadWeight(call, packed, /*prepacked=*/false, &check));
   QM_TRY(CheckValues(call, check));
   *out = packed;
   return QM_OK;

@@ -18,6 +18,8 @@ struct DeviceWeight {
   const float* nested_absmax;
   const float* nested_codebook;
   const float* absmax_offset;
+  const uint8_t* tiles;  // null unless prepacked; then codes and factors are null
+  const float* tile_absmax;
   int64_t out, in;
   int block_shift;  // log2 of the block size
   int nested_block_size;
@@ -33,12 +35,15 @@ inline DeviceWeight ToDeviceWeight(const Weight& w) {
           w.nested_absmax,
           w.nested_codebook,
           w.absmax_offset,
+          w.tiles,
+          w.tile_absmax,
           w.out,
           w.in,
           shift,
           static_cast<int>(w.params.nested_block_size)};
 }
 
+qm_status CudaPrepack(qm_call* call, const Weight& weight, qm_packed* out);
 qm_status CudaDequantize(qm_call* call, const Weight& weight, qm_tensor* out);
 qm_status CudaMatmul(qm_call* call, const Weight& weight, const qm_tensor& x, qm_tensor* y);
 // Of one activation type each (nf4_matmul_*.cu); m <= kCudaMaxRows.

@@ -54,6 +54,28 @@ class DeviceView {
   qm_packed packed_;
 };
 
+// A weight as it is, and as prepacking returns it where the layout fits.
+class Layouts {
+ public:
+  explicit Layouts(const PackedWeight& weight)
+      : owner_(kGpu), prepack_(kGpu), view_(&owner_, weight) {
+    packed_.push_back(view_.get());
+    const bool fits = weight.in_features % 64 == 0 &&
+                      weight.format_json.find("\"block_size\":32,") == std::string::npos;
+    const qm_status status = Kernel().prepack(prepack_.get(), view_.get(), &tiles_);
+    EXPECT_EQ(status, fits ? QM_OK : QM_UNIMPLEMENTED) << prepack_.error();
+    if (status == QM_OK) packed_.push_back(&tiles_);
+    Wait(&prepack_);
+  }
+  const std::vector<const qm_packed*>& get() const { return packed_; }
+
+ private:
+  FakeCall owner_, prepack_;
+  DeviceView view_;
+  qm_packed tiles_ = {};
+  std::vector<const qm_packed*> packed_;
+};
+
 template <class T>
 void ExpectSame(FakeCall& gpu, const PackedWeight& cpu, const char* name) {
   EXPECT_EQ(gpu.Read<T>(0, name), Vector<T>(*cpu.Find(name))) << name;
@@ -131,23 +153,25 @@ TEST_F(Nf4Cuda, DequantizeEqualsTheReferenceBitForBit) {
       const PackedWeight weight = RandomWeight(shape.rows, shape.columns, setting);
       SCOPED_TRACE(testing::Message()
                    << weight.format_json << " " << shape.rows << "x" << shape.columns);
-      FakeCall owner(kGpu);
-      const DeviceView view(&owner, weight);
+      const Layouts layouts(weight);
       for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
         Tensor expected = *Tensor::Host(dtype, {shape.rows, shape.columns});
         ASSERT_TRUE(quantmill::DequantizeCodebookAbsmaxReference(weight, &expected).ok());
-        FakeCall call(kGpu);
         const std::vector<int64_t> dims = {shape.rows, shape.columns};
         const size_t count = static_cast<size_t>(expected.elements());
-        qm_tensor out = dtype == DType::kF32   ? call.Tensor(std::vector<float>(count), dims)
-                        : dtype == DType::kF16 ? call.Tensor(std::vector<qm::F16>(count), dims)
-                                               : call.Tensor(std::vector<qm::BF16>(count), dims);
-        ASSERT_EQ(Kernel().dequantize(call.get(), view.get(), &out), QM_OK) << call.error();
-        Wait(&call);
-        std::vector<uint8_t> actual(static_cast<size_t>(expected.bytes()));
-        ASSERT_EQ(cudaMemcpy(actual.data(), out.data, actual.size(), cudaMemcpyDeviceToHost),
-                  cudaSuccess);
-        EXPECT_EQ(std::memcmp(expected.data(), actual.data(), actual.size()), 0);
+        for (const qm_packed* packed : layouts.get()) {
+          FakeCall call(kGpu);
+          qm_tensor out = dtype == DType::kF32   ? call.Tensor(std::vector<float>(count), dims)
+                          : dtype == DType::kF16 ? call.Tensor(std::vector<qm::F16>(count), dims)
+                                                 : call.Tensor(std::vector<qm::BF16>(count), dims);
+          ASSERT_EQ(Kernel().dequantize(call.get(), packed, &out), QM_OK) << call.error();
+          Wait(&call);
+          std::vector<uint8_t> actual(static_cast<size_t>(expected.bytes()));
+          ASSERT_EQ(cudaMemcpy(actual.data(), out.data, actual.size(), cudaMemcpyDeviceToHost),
+                    cudaSuccess);
+          EXPECT_EQ(std::memcmp(expected.data(), actual.data(), actual.size()), 0)
+              << packed->tensors[0].name;
+        }
       }
     }
   }
@@ -177,9 +201,11 @@ double Rounding() {
   return std::is_same_v<T, float> ? 0x1p-24 : std::is_same_v<T, qm::F16> ? 0x1p-11 : 0x1p-8;
 }
 
-// f32 sums of `in` products, in any order, rounded once to T.
+// f32 sums of `in` products, in any order, rounded once to T; on tensor cores (prepacked) values of
+// the codebook are rounded to T too.
 template <class T>
 void ExpectProduct(const PackedWeight& weight, const qm_packed* packed, int64_t rows) {
+  SCOPED_TRACE(packed->tensors[0].name);
   const int64_t in = weight.in_features, out = weight.out_features;
   std::vector<float> x = Gaussian(rows * in, 9, 1.0f);
   std::vector<T> rounded;
@@ -194,9 +220,12 @@ void ExpectProduct(const PackedWeight& weight, const qm_packed* packed, int64_t 
       call.Tensor(std::vector<T>(static_cast<size_t>(rows * out), FromFloat<T>(NAN)), {rows, out});
   ASSERT_EQ(Kernel().matmul(call.get(), packed, &input, nullptr, &output), QM_OK) << call.error();
   const std::vector<T> seen = call.Read<T>(output);
+  const bool tiles = std::strcmp(packed->tensors[0].name, "tiles") == 0;
+  const double per_term = static_cast<double>(in + 2) * 0x1p-24 +
+                          (tiles && !std::is_same_v<T, float> ? Rounding<T>() : 0.0);
   for (size_t i = 0; i < seen.size(); ++i) {
-    const double bound = Rounding<T>() * (std::abs(want.value[i]) + 1e-4) +
-                         static_cast<double>(in + 2) * 0x1p-24 * want.magnitude[i];
+    const double bound =
+        Rounding<T>() * (std::abs(want.value[i]) + 1e-4) + per_term * want.magnitude[i];
     ASSERT_NEAR(Widen(seen[i]), want.value[i], bound)
         << "row " << i / static_cast<size_t>(out) << ", output " << i % static_cast<size_t>(out);
   }
@@ -206,17 +235,46 @@ TEST_F(Nf4Cuda, ProductsEqualTheReferenceWithinRounding) {
   for (const ShapeCase& shape : kShapes) {
     for (const Setting& setting : Settings()) {
       const PackedWeight weight = RandomWeight(shape.rows, shape.columns, setting);
-      FakeCall owner(kGpu);
-      const DeviceView view(&owner, weight);
+      const Layouts layouts(weight);
       for (const int64_t rows : {1, 2, 3, 4, 5, 8, 9, 15, 16}) {
         SCOPED_TRACE(testing::Message() << weight.format_json << " " << shape.rows << "x"
                                         << shape.columns << " rows " << rows);
-        ExpectProduct<float>(weight, view.get(), rows);
-        ExpectProduct<qm::F16>(weight, view.get(), rows);
-        ExpectProduct<qm::BF16>(weight, view.get(), rows);
+        for (const qm_packed* packed : layouts.get()) {
+          ExpectProduct<float>(weight, packed, rows);
+          ExpectProduct<qm::F16>(weight, packed, rows);
+          ExpectProduct<qm::BF16>(weight, packed, rows);
+        }
       }
     }
   }
+}
+
+// More tiles of outputs than blocks, parts of a tile, numbers of chunks that do not divide, blocks
+// that go on in the next row.
+TEST_F(Nf4Cuda, PrepackedProductsOfManyTiles) {
+  for (const ShapeCase& shape : {ShapeCase{6410, 64}, ShapeCase{37, 1344}, ShapeCase{20, 8192}}) {
+    for (const Setting& setting : Settings()) {
+      const PackedWeight weight = RandomWeight(shape.rows, shape.columns, setting);
+      const Layouts layouts(weight);
+      for (const int64_t rows : {1, 7, 16}) {
+        SCOPED_TRACE(testing::Message() << weight.format_json << " " << shape.rows << "x"
+                                        << shape.columns << " rows " << rows);
+        ExpectProduct<qm::F16>(weight, layouts.get().back(), rows);
+        ExpectProduct<qm::BF16>(weight, layouts.get().back(), rows);
+      }
+    }
+  }
+}
+
+TEST_F(Nf4Cuda, PrepacksOnceAndForTheGpuAlone) {
+  const PackedWeight weight = RandomWeight(8, 64, {});
+  const Layouts layouts(weight);
+  FakeCall again(kGpu);
+  qm_packed out = {};
+  EXPECT_EQ(Kernel().prepack(again.get(), layouts.get().back(), &out), QM_FAILED_PRECONDITION);
+  // Nothing is written from it.
+  FakeCall check;
+  EXPECT_EQ(Format().check(check.get(), layouts.get().back()), QM_INVALID_ARGUMENT);
 }
 
 TEST_F(Nf4Cuda, LeavesManyRowsToTheHost) {

@@ -130,5 +130,26 @@ TEST(Nf4Kernel, RefusesDamagedWeights) {
   }
 }
 
+// Only the GPU has another layout, and what it made is not for the CPU.
+TEST(Nf4Kernel, PrepacksNothingOnTheCpu) {
+  const PackedWeight weight = RandomWeight(16, 64, {});
+  const View view(weight);
+  FakeCall call;
+  qm_packed out = {};
+  EXPECT_EQ(Kernel().prepack(call.get(), view.get(), &out), QM_UNIMPLEMENTED);
+  std::vector<uint8_t> tiles(16 * 64 / 2);
+  std::vector<float> factors(16), codebook(16), dense(16 * 64);
+  FakeCall other;
+  const qm_named_tensor tensors[] = {{"tiles", other.Tensor(tiles, {16 * 64 / 2})},
+                                     {"tile_absmax", other.Tensor(factors, {16})},
+                                     {"codebook", other.Tensor(codebook, {16})}};
+  qm_packed packed = *view.get();
+  packed.tensors = tensors;
+  packed.tensor_count = 3;
+  qm_tensor y = other.Tensor(dense, {16, 64});
+  EXPECT_EQ(Kernel().dequantize(other.get(), &packed, &y), QM_INVALID_ARGUMENT);
+  EXPECT_THAT(other.error(), HasSubstr("prepacked for CUDA"));
+}
+
 }  // namespace
 }  // namespace nf4_testing

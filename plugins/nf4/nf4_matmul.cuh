@@ -1,8 +1,9 @@
-// y[m, out] = x[m, in] W^T with packed W, m <= 16, f32 sums. Two kernels:
+// y[m, out] = x[m, in] W^T with packed W, m <= 16, f32 sums. Three kernels:
 //
 //   1. nf4_plain_kernel1: any shape; a block per output, weights one by one. For `in` that is no
 //      multiple of 8, and as the one to compare with.
-//   2. nf4_rows_kernel1: a word of codes (8 weights, one block of the format) at a time.
+//   2. nf4_tiles_kernel1 (nf4_tiles.cuh): tensor cores, for prepacked weights with f16 and bf16.
+//   3. nf4_rows_kernel1: the rest; a word of codes (8 weights, one block of the format) at a time.
 //
 //      y[r, o] = sum over words of absmax[word] * (sum over its 8 weights of codebook[code] * x)
 //
@@ -17,17 +18,19 @@
 //      Cost per weight: two integer operations, one lookup in shared memory (16 floats in 16 banks:
 //      lanes that read one bank read one address), m multiply-adds. At 0.5625 bytes a weight (B =
 //      64) an H100 reads about 24 weights a cycle and SM at its ceiling of 2982 GB/s; four
-//      operations a weight allow 32 at m = 1. Speed is not yet measured.
+//      operations a weight allow 32 at m = 1.
 //
-// Assumptions (checked before the launch): in % 8 == 0, so that a word lies in one row and, since
-// blocks are multiples of 32, in one block; x is 16-byte aligned, codes 4-byte aligned.
-// CPU reference: CpuMatmul in nf4_cpu.cc.
-// Versions: 1 as described.
+// Assumptions of 3 (checked before the launch): in % 8 == 0, so that a word lies in one row and,
+// since blocks are multiples of 32, in one block; x is 16-byte aligned, codes 4-byte aligned. CPU
+// reference: CpuMatmul in nf4_cpu.cc. Versions: 1 as described.
 #ifndef QUANTMILL_PLUGINS_NF4_NF4_MATMUL_CUH_
 #define QUANTMILL_PLUGINS_NF4_NF4_MATMUL_CUH_
 
+#include <type_traits>
+
 #include "nf4_device.cuh"
 #include "nf4_math.h"
+#include "nf4_tiles.cuh"
 #include "quantmill/sdk/cuda.hpp"
 
 namespace quantmill::nf4 {
@@ -147,8 +150,28 @@ __device__ inline void JoinWarp(float (&sums)[kRows][kM]) {
   }
 }
 
+// Where codes and factors lie.
+enum class Layout { kFloats, kBytes, kTiles };
+
+// Word `word` of the codes of a row, and its factor. `words` and 2^word_shift: of a row, of a
+// block.
+template <Layout kLayout>
+__device__ inline void LoadWord(const DeviceWeight& w, int64_t row, int64_t word, int64_t words,
+                                int word_shift, uint32_t* codes, float* absmax) {
+  if constexpr (kLayout == Layout::kTiles) {
+    const int64_t chunks = w.in / kChunkWeights, column = word * 8;
+    const uint8_t* at = w.tiles + TileByte(row, column, chunks);
+    *codes = __ldcs(reinterpret_cast<const uint32_t*>(at));
+    *absmax = __ldg(w.tile_absmax + TileFactor(row, column / kChunkWeights, chunks));
+  } else {
+    const int64_t at = row * words + word;
+    *codes = __ldcs(reinterpret_cast<const uint32_t*>(w.codes) + at);
+    *absmax = LoadAbsmaxOf<kLayout == Layout::kBytes>(w, at >> word_shift);
+  }
+}
+
 // x: [m, in], y: [m, out], 1 <= m <= kM. Block b has outputs b * kRows ...
-template <class T, bool kNested, int kM, int kRows, int kUnroll>
+template <class T, Layout kLayout, int kM, int kRows, int kUnroll>
 __global__ void __launch_bounds__(kMatmulThreads)
     nf4_rows_kernel1(DeviceWeight w, const T* x, int m, T* y) {
   __shared__ alignas(64) float codebook[kCodebookSize];
@@ -159,7 +182,6 @@ __global__ void __launch_bounds__(kMatmulThreads)
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows;
   const int64_t words = w.in / 8;
   const int word_shift = w.block_shift - 3;  // words per block, log2
-  const uint32_t* codes = reinterpret_cast<const uint32_t*>(w.codes);
   float sums[kRows][kM] = {};
   for (int64_t base = 0; base < words; base += kUnroll * kMatmulThreads) {
     uint32_t loaded[kUnroll][kRows];
@@ -169,10 +191,10 @@ __global__ void __launch_bounds__(kMatmulThreads)
       const int64_t word = base + u * kMatmulThreads + threadIdx.x;
 #pragma unroll
       for (int o = 0; o < kRows; ++o) {
-        const bool used = word < words && first + o < w.out;
-        const int64_t at = (first + o) * words + word;
-        loaded[u][o] = used ? __ldcs(codes + at) : 0u;
-        absmax[u][o] = used ? LoadAbsmaxOf<kNested>(w, at >> word_shift) : 0.0f;
+        loaded[u][o] = 0u;
+        absmax[u][o] = 0.0f;
+        if (word >= words || first + o >= w.out) continue;
+        LoadWord<kLayout>(w, first + o, word, words, word_shift, &loaded[u][o], &absmax[u][o]);
       }
     }
 #pragma unroll
@@ -203,8 +225,11 @@ template <class T, int kM, int kRows, int kUnroll>
 qm_status LaunchRows(qm_call* call, const DeviceWeight& w, const T* x, int m, T* y) {
   static_assert(kRows * kM <= kMatmulThreads, "a thread writes one sum at most");
   const unsigned blocks = static_cast<unsigned>((w.out + kRows - 1) / kRows);
-  const auto kernel = w.absmax == nullptr ? nf4_rows_kernel1<T, true, kM, kRows, kUnroll>
-                                          : nf4_rows_kernel1<T, false, kM, kRows, kUnroll>;
+  auto kernel = nf4_rows_kernel1<T, Layout::kFloats, kM, kRows, kUnroll>;
+  if (w.absmax_byte != nullptr) kernel = nf4_rows_kernel1<T, Layout::kBytes, kM, kRows, kUnroll>;
+  if constexpr (std::is_same_v<T, float>) {
+    if (w.tiles != nullptr) kernel = nf4_rows_kernel1<T, Layout::kTiles, kM, kRows, kUnroll>;
+  }
   kernel<<<blocks, kMatmulThreads, 0, qm::Stream(call)>>>(w, x, m, y);
   QM_CUDA(call, cudaGetLastError());
   return QM_OK;
@@ -214,9 +239,17 @@ template <class T>
 qm_status MatmulOf(qm_call* call, const DeviceWeight& w, const void* x_data, int m, void* y_data) {
   const T* x = static_cast<const T*>(x_data);
   T* y = static_cast<T*>(y_data);
-  const bool aligned =
-      reinterpret_cast<uintptr_t>(x) % 16 == 0 && reinterpret_cast<uintptr_t>(w.codes) % 4 == 0;
-  if (w.in % 8 != 0 || !aligned) {
+  const bool aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0;
+  if (w.tiles != nullptr && !aligned) {
+    return qm::Fail(call, QM_INVALID_ARGUMENT, "x must lie at a multiple of 16 bytes");
+  }
+  if constexpr (!std::is_same_v<T, float>) {
+    if (w.tiles != nullptr) {
+      return m <= 8 ? LaunchTiles<T, 1>(call, w, x, m, y) : LaunchTiles<T, 2>(call, w, x, m, y);
+    }
+  }
+  if (w.tiles == nullptr &&
+      (w.in % 8 != 0 || !aligned || reinterpret_cast<uintptr_t>(w.codes) % 4 != 0)) {
     nf4_plain_kernel1<<<static_cast<unsigned>(w.out), kMatmulThreads, 0, qm::Stream(call)>>>(w, x,
                                                                                              m, y);
     QM_CUDA(call, cudaGetLastError());

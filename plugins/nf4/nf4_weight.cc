@@ -5,6 +5,7 @@
 
 #include "nf4.h"
 #include "nf4_math.h"
+#include "nf4_tiles.h"
 
 namespace quantmill::nf4 {
 namespace {
@@ -124,7 +125,36 @@ double BitsPerWeight(const Params& p, int64_t weights) {
   return static_cast<double>(bits) / static_cast<double>(weights);
 }
 
-qm_status ReadWeight(qm_call* call, const qm_packed& packed, Weight* out) {
+namespace {
+
+bool HasTensor(const qm_packed& packed, const char* name) {
+  for (uint64_t i = 0; i < packed.tensor_count; ++i) {
+    if (std::strcmp(packed.tensors[i].name, name) == 0) return true;
+  }
+  return false;
+}
+
+// Of a prepacked weight.
+qm_status ReadTiles(qm_call* call, const qm_packed& packed, Weight* w) {
+  if (!TilesFit(w->params, w->in) || packed.tensor_count != 3) {
+    return qm::Fail(call, QM_INVALID_ARGUMENT, "not a prepacked codebook-absmax weight");
+  }
+  const int64_t rows = TilesOf(w->out) * kTileOutputs;
+  Part tiles = {QM_U8, rows * w->in / 2, nullptr};
+  Part factors = {QM_F32, rows * (w->in / kChunkWeights), nullptr};
+  Part codebook = {QM_F32, kCodebookSize, nullptr};
+  QM_TRY(ReadPart(call, packed, "tiles", &tiles));
+  QM_TRY(ReadPart(call, packed, "tile_absmax", &factors));
+  QM_TRY(ReadPart(call, packed, "codebook", &codebook));
+  w->tiles = static_cast<const uint8_t*>(tiles.data);
+  w->tile_absmax = static_cast<const float*>(factors.data);
+  w->codebook = static_cast<const float*>(codebook.data);
+  return QM_OK;
+}
+
+}  // namespace
+
+qm_status ReadWeight(qm_call* call, const qm_packed& packed, bool prepacked, Weight* out) {
   if (std::strcmp(packed.format_id, kFormatId) != 0) {
     return qm::Fail(call, QM_INVALID_ARGUMENT, "weight has format '", packed.format_id,
                     "'; this plugin knows ", kFormatId);
@@ -139,6 +169,11 @@ qm_status ReadWeight(qm_call* call, const qm_packed& packed, Weight* out) {
   if (w.out < 1 || w.in < 1) {
     return qm::Fail(call, QM_INVALID_ARGUMENT, "features [", w.out, ", ", w.in,
                     "] must be positive");
+  }
+  if (prepacked && HasTensor(packed, "tiles")) {
+    QM_TRY(ReadTiles(call, packed, &w));
+    *out = w;
+    return QM_OK;
   }
   const bool nested = w.params.nested_block_size > 0;
   QM_TRY(CheckNames(call, packed, nested ? 6 : 3));

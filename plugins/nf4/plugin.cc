@@ -29,7 +29,9 @@ qm_status ReadForKernel(qm_call* call, const qm_packed& packed, Weight* w) {
     if (Same(packed.tensors[i].tensor.device, call->device)) continue;
     return qm::Fail(call, QM_INVALID_ARGUMENT, "packed tensors are not on the device of the call");
   }
-  return ReadWeight(call, packed, w);
+  QM_TRY(ReadWeight(call, packed, /*prepacked=*/true, w));
+  if (w->tiles == nullptr || call->device.kind == QM_CUDA) return QM_OK;
+  return qm::Fail(call, QM_INVALID_ARGUMENT, "weight was prepacked for CUDA; pass the original");
 }
 
 qm_status CheckMatrix(qm_call* call, const qm_tensor& t, const char* what, int64_t columns) {
@@ -98,8 +100,23 @@ qm_status Matmul(qm_call* call, const qm_packed* packed, const qm_tensor* x, voi
   });
 }
 
+qm_status Prepack(qm_call* call, const qm_packed* packed, qm_packed* out) noexcept {
+  return qm::guard(call, [&]() -> qm_status {
+    Weight w;
+    QM_TRY(ReadForKernel(call, *packed, &w));
+    if (w.tiles != nullptr) {
+      return qm::Fail(call, QM_FAILED_PRECONDITION, "weight is prepacked already");
+    }
+#if defined(QM_HAVE_CUDA)
+    if (call->device.kind == QM_CUDA) return CudaPrepack(call, w, out);
+#endif
+    (void)out;
+    return qm::Fail(call, QM_UNIMPLEMENTED, "the CPU multiplies from the layout of the format");
+  });
+}
+
 constexpr qm_linear_kernel kKernel = {
-    sizeof(qm_linear_kernel), &Accepts, &Dequantize, nullptr, nullptr, &Matmul, nullptr};
+    sizeof(qm_linear_kernel), &Accepts, &Dequantize, &Prepack, nullptr, &Matmul, nullptr};
 
 // ---- qm.format/1 -------------------------------------------------------------------------------
 
@@ -108,7 +125,7 @@ constexpr const char* kTargets[] = {kTarget};
 qm_status Check(qm_call* call, const qm_packed* packed) noexcept {
   return qm::guard(call, [&]() -> qm_status {
     Weight w;
-    QM_TRY(ReadWeight(call, *packed, &w));
+    QM_TRY(ReadWeight(call, *packed, /*prepacked=*/false, &w));
     return CheckValues(call, w);
   });
 }
