@@ -8,15 +8,20 @@
 // of 64. A warp holds 16 outputs and multiplies on tensor cores (m16n8k16); a thread's part of the
 //    weight fragments is whole vectors of a codebook:
 //
-//      lane = 4 g + t holds of output g the groups 8 t .. 8 t + 7 of a chunk of 32 groups
-//      product u of the chunk takes group 8 t + u of each t: 32 columns as two k16 steps. Which
-//      columns share a step does not matter as long as x is read in the same order.
+//      lane = 4 g + t holds of output g the groups 8 s + 2 t and 8 s + 2 t + 1, s = 0 .. 3, of a
+//      chunk of 32 groups
+//      product (s, e) of the chunk takes group 8 s + 2 t + e of each t: 32 columns as two k16
+//      steps. Which columns share a step does not matter as long as x is read in the same order;
+//      this way the lanes of a quad read one line of 128 bytes of x.
 //
-//    Codebooks of 256 vectors lie eight times in shared memory, copy i for lanes with lane % 8 = i:
-//    eight lanes read 16 bytes each from eight different groups of banks. Reading them is what
+//    W is the first operand, so that up to eight rows of x cost one instruction. Codebooks of 256
+//    vectors lie eight times in shared memory, copy i for lanes with lane % 8 = i: eight lanes read
+//    16 bytes each from eight different groups of banks. The copies of vector v of both codebooks
+//    share 256 bytes, so that one byte permutation puts an address together. Reading them is what
 //    bounds the speed: 16 bytes of shared memory per byte of codes, 8 bytes of codes per cycle and
 //    multiprocessor. The codebook of 1x16 (1 MB) is read through the caches.
-//    Warps of a block split the columns; their sums are joined in order.
+//    Warps of a block split the columns, with the codes of their next chunk under way; their sums
+//    are joined in order.
 // CPU reference: kernel_cpu.cc. Tests: aqlm_cuda_test.cc.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -107,20 +112,18 @@ constexpr int kWarps = 8;
 constexpr int kTileOutputs = 16;  // of a block: two fragments of 8
 constexpr int kFragments = kTileOutputs / 8;
 constexpr int kTileRows = 16;
-constexpr int kChunkGroups = 32;  // groups a warp takes at a time: 8 per lane of a quad
-constexpr int kLaneGroups = 8;
+constexpr int kSteps = 4, kStepGroups = 8;  // two groups of a step per lane of a quad
+constexpr int kChunkGroups = kSteps * kStepGroups;
 constexpr int kCopies = 8;
+
+constexpr int kVectorBytes = 256;  // in shared memory: of one index, eight copies per codebook
 
 enum class Scheme { k2x8, k1x8, k1x16 };
 
 template <Scheme S>
-constexpr int SharedVectors() {
-  return S == Scheme::k2x8 ? 512 : S == Scheme::k1x8 ? 256 : 0;
-}
+constexpr int kCodebookBytes = S == Scheme::k1x16 ? 0 : 256 * kVectorBytes;
 template <Scheme S>
-constexpr int SharedBytes() {
-  return SharedVectors<S>() * kCopies * 16 + kWarps * kTileOutputs * kTileRows * 4;
-}
+constexpr int kSharedBytes = kCodebookBytes<S> + kWarps* kTileOutputs* kTileRows * 4;
 
 __device__ inline void Multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&c)[4],
                                 __half) {
@@ -141,6 +144,9 @@ __device__ inline void Multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1
 
 __device__ inline __half2 AsHalf2(uint32_t bits) {
   return *reinterpret_cast<const __half2*>(&bits);
+}
+__device__ inline __nv_bfloat162 AsBf162(uint32_t bits) {
+  return *reinterpret_cast<const __nv_bfloat162*>(&bits);
 }
 // Two values of a codebook of type C.
 __device__ inline float2 AsFloats(uint32_t bits, __half) { return __half22float2(AsHalf2(bits)); }
@@ -166,6 +172,9 @@ __device__ inline uint32_t SumPair(uint32_t a, uint32_t b) {
   if constexpr (std::is_same_v<C, __half> && std::is_same_v<T, __half>) {
     return Bits(__hadd2(AsHalf2(a), AsHalf2(b)));
   }
+  if constexpr (std::is_same_v<C, __nv_bfloat16> && std::is_same_v<T, __nv_bfloat16>) {
+    return Bits(__hadd2(AsBf162(a), AsBf162(b)));
+  }
   const float2 x = AsFloats(a, C()), y = AsFloats(b, C());
   return Rounded(make_float2(x.x + y.x, x.y + y.y), T());
 }
@@ -175,25 +184,31 @@ __device__ inline uint32_t OnePair(uint32_t a) {
   return Rounded(AsFloats(a, C()), T());
 }
 
-// The eight weights of group u among the lane's codes of a chunk (codes: 16 bytes, or 8 for 1x8).
+// The eight weights of group e (0 or 1) of the lane's codes of a step. `copy_bytes`: where the
+// lane's copy lies among the eight.
 template <Scheme S, class C, class T>
-__device__ inline uint4 Decode(const uint4& codes, int u, const uint4* shared, int copy,
-                               const uint4* __restrict__ codebook) {
-  const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+__device__ inline uint4 Decode(uint32_t codes, int e, const unsigned char* shared,
+                               uint32_t copy_bytes, const uint4* __restrict__ codebook) {
   uint4 out;
   if constexpr (S == Scheme::k2x8) {
-    const uint32_t pair = words[u / 2] >> (u % 2 * 16);
-    const uint4 a = shared[(pair & 0xFFu) * kCopies + copy];
-    const uint4 b = shared[(256u + ((pair >> 8) & 0xFFu)) * kCopies + copy];
+    const auto vector = [&](uint32_t m) {
+      const uint32_t at = __byte_perm(codes, copy_bytes, 0x7704 | (2 * e + m) << 4);
+      return *reinterpret_cast<const uint4*>(shared + at + m * (kVectorBytes / 2));
+    };
+    const uint4 a = vector(0), b = vector(1);
     out.x = SumPair<C, T>(a.x, b.x);
     out.y = SumPair<C, T>(a.y, b.y);
     out.z = SumPair<C, T>(a.z, b.z);
     out.w = SumPair<C, T>(a.w, b.w);
     return out;
   }
-  const uint32_t index = S == Scheme::k1x8 ? (words[u / 4] >> (u % 4 * 8)) & 0xFFu
-                                           : (words[u / 2] >> (u % 2 * 16)) & 0xFFFFu;
-  const uint4 a = S == Scheme::k1x8 ? shared[index * kCopies + copy] : __ldg(codebook + index);
+  uint4 a;
+  if constexpr (S == Scheme::k1x8) {
+    const uint32_t at = __byte_perm(codes, copy_bytes, 0x7704 | e << 4);
+    a = *reinterpret_cast<const uint4*>(shared + at);
+  } else {
+    a = __ldg(codebook + ((codes >> (e * 16)) & 0xFFFFu));
+  }
   out.x = OnePair<C, T>(a.x);
   out.y = OnePair<C, T>(a.y);
   out.z = OnePair<C, T>(a.z);
@@ -201,72 +216,143 @@ __device__ inline uint4 Decode(const uint4& codes, int u, const uint4* shared, i
   return out;
 }
 
+// The codes of two groups.
 template <Scheme S>
-__device__ inline uint4 LoadCodes(const void* codes, int64_t group) {
-  if constexpr (S == Scheme::k1x8) {
-    const uint2 half =
-        __ldg(reinterpret_cast<const uint2*>(static_cast<const int8_t*>(codes) + group));
-    return make_uint4(half.x, half.y, 0, 0);
-  }
-  return __ldg(reinterpret_cast<const uint4*>(static_cast<const int16_t*>(codes) + group));
+__device__ inline uint32_t LoadTwoCodes(const char* codes) {
+  if constexpr (S == Scheme::k1x8) return __ldg(reinterpret_cast<const uint16_t*>(codes));
+  return __ldg(reinterpret_cast<const uint32_t*>(codes));
 }
 
-// Blocks walk over tiles of 16 outputs. kMany: more than 8 rows.
-template <Scheme S, class C, class T, bool kMany>
-__global__ void __launch_bounds__(kWarps * 32)
-    TileKernel(Weight w, const T* __restrict__ x, int rows, T* y) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  uint4* shared = reinterpret_cast<uint4*>(memory);
-  float* partial = reinterpret_cast<float*>(memory + SharedVectors<S>() * kCopies * 16);
-  const uint4* codebook = static_cast<const uint4*>(w.codebooks);
-  for (int i = threadIdx.x; i < SharedVectors<S>() * kCopies; i += kWarps * 32) {
-    shared[i] = __ldg(codebook + i / kCopies);
-  }
-  __syncthreads();
+// A lane's codes of a chunk of kFragments times 8 outputs.
+struct HeldCodes {
+  uint32_t codes[kSteps][kFragments];
+};
 
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int g = lane / 4, t = lane % 4, copy = lane % kCopies;
-  const int64_t groups = w.groups();
-  const int64_t chunks = (groups + kChunkGroups - 1) / kChunkGroups;
-  const int64_t tiles = (w.out + kTileOutputs - 1) / kTileOutputs;
-  const uint4 zero = make_uint4(0, 0, 0, 0);
-  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    float sums[kFragments][4] = {};
-    for (int64_t chunk = warp; chunk < chunks; chunk += kWarps) {
-      // Groups beyond the last count as zeros: their x is.
-      const int64_t group = chunk * kChunkGroups + t * kLaneGroups;
-      const bool inside = group < groups;
-      uint4 codes[kFragments];
-#pragma unroll
-      for (int f = 0; f < kFragments; ++f) {
-        const int64_t o = tile * kTileOutputs + f * 8 + g;
-        codes[f] = inside && o < w.out ? LoadCodes<S>(w.codes, o * groups + group) : zero;
-      }
-#pragma unroll
-      for (int u = 0; u < kLaneGroups; ++u) {
-        const uint4* at = reinterpret_cast<const uint4*>(x + (group + u) * 8);
-        const int64_t row_vectors = w.in / 8;
-        const uint4 low = inside && g < rows ? __ldg(at + g * row_vectors) : zero;
-        const uint4 high =
-            kMany && inside && g + 8 < rows ? __ldg(at + (g + 8) * row_vectors) : zero;
-        const uint32_t first[4] = {low.x, high.x, low.y, high.y};
-        const uint32_t second[4] = {low.z, high.z, low.w, high.w};
-#pragma unroll
-        for (int f = 0; f < kFragments; ++f) {
-          const uint4 b = Decode<S, C, T>(codes[f], u, shared, copy, codebook);
-          Multiply(first, b.x, b.y, sums[f], T());
-          Multiply(second, b.z, b.w, sums[f], T());
-        }
-      }
-    }
-    // partial[warp][row][output]
-    float* own = partial + warp * kTileRows * kTileOutputs;
+// Reads a warp's chunks of one tile after the other.
+template <Scheme S>
+class CodeReader {
+ public:
+  __device__ CodeReader(const Weight& w, int warp, int lane)
+      : codes_(static_cast<const char*>(w.codes)),
+        out_(w.out),
+        groups_(w.groups()),
+        warp_(warp),
+        lane_(lane) {}
+
+  // Goes to the warp's first chunk of a tile. Outputs beyond the last are the last one again, and
+  // their results are dropped.
+  __device__ void Start(int64_t tile) {
+    steps_left_ = static_cast<int>(groups_ / kStepGroups) - warp_ * kSteps;
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
-      own[g * kTileOutputs + f * 8 + 2 * t] = sums[f][0];
-      own[g * kTileOutputs + f * 8 + 2 * t + 1] = sums[f][1];
-      own[(g + 8) * kTileOutputs + f * 8 + 2 * t] = sums[f][2];
-      own[(g + 8) * kTileOutputs + f * 8 + 2 * t + 1] = sums[f][3];
+      const int64_t o = min(tile * kTileOutputs + f * 8 + lane_ / 4, out_ - 1);
+      at_[f] = codes_ + (o * groups_ + warp_ * kChunkGroups + lane_ % 4 * 2) * kCodeBytes;
+    }
+  }
+
+  // The next one; steps beyond the last are not read.
+  __device__ void Next(HeldCodes* held) {
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      if (s >= steps_left_) break;  // the same in the whole warp
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f) {
+        held->codes[s][f] = LoadTwoCodes<S>(at_[f] + s * kStepGroups * kCodeBytes);
+      }
+    }
+    steps_left_ -= kWarps * kSteps;
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f) at_[f] += kWarps * kChunkGroups * kCodeBytes;
+  }
+
+ private:
+  static constexpr int kCodeBytes = S == Scheme::k1x8 ? 1 : 2;  // of a group
+
+  const char* const codes_;
+  const int64_t out_, groups_;
+  const int warp_, lane_;
+  int steps_left_ = 0;
+  const char* at_[kFragments];
+};
+
+// Copies of the codebooks to shared memory.
+template <Scheme S>
+__device__ inline void FillCodebooks(const uint4* codebook, unsigned char* shared) {
+  constexpr int kCodebooks = S == Scheme::k2x8 ? 2 : 1;
+  for (int i = threadIdx.x; i < 256 * kCodebooks * kCopies; i += kWarps * 32) {
+    const int vector = i / kCopies, at = vector % 256 * kVectorBytes + vector / 256 * 128;
+    *reinterpret_cast<uint4*>(shared + at + i % kCopies * 16) = __ldg(codebook + vector);
+  }
+}
+
+// Blocks walk over tiles of 16 outputs. kColumns: tiles of 8 rows of x.
+template <Scheme S, class C, class T, int kColumns>
+__global__ void __launch_bounds__(kWarps * 32)
+    TileKernel(Weight w, const T* __restrict__ x, int rows, T* y) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  float* partial = reinterpret_cast<float*>(shared + kCodebookBytes<S>);
+  const uint4* codebook = static_cast<const uint4*>(w.codebooks);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int g = lane / 4, t = lane % 4;
+  const int64_t groups = w.groups();
+  const int steps = static_cast<int>(groups / kStepGroups);
+  const int64_t tiles = (w.out + kTileOutputs - 1) / kTileOutputs;
+  CodeReader<S> reader(w, warp, lane);
+  HeldCodes next;
+  reader.Start(blockIdx.x);
+  reader.Next(&next);
+  if constexpr (S != Scheme::k1x16) FillCodebooks<S>(codebook, shared);
+  __syncthreads();
+
+  const auto copy_bytes = static_cast<uint32_t>(lane % kCopies * 16);
+  const uint4* lane_x[kColumns];
+  bool there[kColumns];  // lanes whose row is not there keep zeros
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+    const int row = c * 8 + g;
+    there[c] = row < rows;
+    lane_x[c] = reinterpret_cast<const uint4*>(x) + row * groups + warp * kChunkGroups + t * 2;
+  }
+  uint4 held_x[2][kColumns] = {};
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    float sums[kColumns][4] = {};
+    const uint4* x_at[kColumns];
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) x_at[c] = lane_x[c];
+    for (int first = 0; first < steps; first += kWarps * kSteps) {
+      const HeldCodes held = next;
+      if (first + kWarps * kSteps >= steps) reader.Start(min(tile + gridDim.x, tiles - 1));
+      reader.Next(&next);
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+        if (first + warp * kSteps + s >= steps) break;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+#pragma unroll
+          for (int c = 0; c < kColumns; ++c) {
+            if (there[c]) held_x[e][c] = __ldg(x_at[c] + s * kStepGroups + e);
+          }
+          const uint4 a = Decode<S, C, T>(held.codes[s][0], e, shared, copy_bytes, codebook);
+          const uint4 b = Decode<S, C, T>(held.codes[s][1], e, shared, copy_bytes, codebook);
+          const uint32_t first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
+#pragma unroll
+          for (int c = 0; c < kColumns; ++c) {
+            Multiply(first, held_x[e][c].x, held_x[e][c].y, sums[c], T());
+            Multiply(second, held_x[e][c].z, held_x[e][c].w, sums[c], T());
+          }
+        }
+      }
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) x_at[c] += kWarps * kChunkGroups;
+    }
+    // partial[warp][row][output]; element i of lane 4 g + t: output g + 8 (i / 2), row 2 t + i % 2.
+    float* own = partial + warp * kTileRows * kTileOutputs;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        own[(c * 8 + t * 2 + i % 2) * kTileOutputs + g + i / 2 * 8] = sums[c][i];
+      }
     }
     __syncthreads();
     static_assert(kWarps * 32 == kTileRows * kTileOutputs, "one sum per thread");
@@ -282,10 +368,10 @@ __global__ void __launch_bounds__(kWarps * 32)
   }
 }
 
-template <Scheme S, class C, class T, bool kMany>
+template <Scheme S, class C, class T, int kColumns>
 qm_status LaunchTiles(qm_call* call, const Weight& w, const T* x, int rows, T* y) {
-  constexpr int kBytes = SharedBytes<S>();
-  QM_CUDA(call, cudaFuncSetAttribute(TileKernel<S, C, T, kMany>,
+  constexpr int kBytes = kSharedBytes<S>;
+  QM_CUDA(call, cudaFuncSetAttribute(TileKernel<S, C, T, kColumns>,
                                      cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   int processors = 0;
   QM_CUDA(call,
@@ -293,10 +379,10 @@ qm_status LaunchTiles(qm_call* call, const Weight& w, const T* x, int rows, T* y
   // As many blocks as fit beside one another: 72 KB each with 2x8, of 100 KB on sm_89.
   int per_processor = 0;
   QM_CUDA(call, cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-                    &per_processor, TileKernel<S, C, T, kMany>, kWarps * 32, kBytes));
+                    &per_processor, TileKernel<S, C, T, kColumns>, kWarps * 32, kBytes));
   const int64_t tiles = (w.out + kTileOutputs - 1) / kTileOutputs;
   const int64_t blocks = std::min<int64_t>(tiles, int64_t{processors} * std::max(1, per_processor));
-  TileKernel<S, C, T, kMany>
+  TileKernel<S, C, T, kColumns>
       <<<static_cast<unsigned>(blocks), kWarps * 32, kBytes, qm::Stream(call)>>>(w, x, rows, y);
   QM_CUDA(call, cudaGetLastError());
   return QM_OK;
@@ -307,8 +393,8 @@ qm_status RunTiles(qm_call* call, const Weight& w, const qm_tensor& x, qm_tensor
   const int rows = static_cast<int>(x.shape[0]);
   const T* from = static_cast<const T*>(x.data);
   T* to = static_cast<T*>(y->data);
-  return rows <= 8 ? LaunchTiles<S, C, T, false>(call, w, from, rows, to)
-                   : LaunchTiles<S, C, T, true>(call, w, from, rows, to);
+  return rows <= 8 ? LaunchTiles<S, C, T, 1>(call, w, from, rows, to)
+                   : LaunchTiles<S, C, T, 2>(call, w, from, rows, to);
 }
 
 bool Aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }

@@ -53,9 +53,10 @@ struct Weight {
   const float* nested_absmax = nullptr;
   const float* nested_codebook = nullptr;
   const float* absmax_offset = nullptr;
-  // Prepacked for CUDA (nf4_tiles.h): these and the codebook alone.
+  // Prepacked for CUDA (nf4_tiles.h): tiles and one of the next two, instead of codes and factors.
   const uint8_t* tiles = nullptr;
   const float* tile_absmax = nullptr;
+  const uint8_t* tile_absmax_byte = nullptr;
 
   int64_t weights() const { return out * in; }
   // Host memory.

@@ -20,27 +20,25 @@ struct DeviceWeight {
   const float* absmax_offset;
   const uint8_t* tiles;  // null unless prepacked; then codes and factors are null
   const float* tile_absmax;
+  const uint8_t* tile_absmax_byte;
   int64_t out, in;
   int block_shift;  // log2 of the block size
   int nested_block_size;
+  int nested_shift;  // its log2, rounded up
 };
 
 inline DeviceWeight ToDeviceWeight(const Weight& w) {
-  int shift = 0;
+  int shift = 0, nested_shift = 0;
   while ((int64_t{1} << shift) < w.params.block_size) ++shift;
-  return {w.codes,
-          w.absmax,
-          w.absmax_byte,
-          w.codebook,
-          w.nested_absmax,
-          w.nested_codebook,
-          w.absmax_offset,
-          w.tiles,
-          w.tile_absmax,
-          w.out,
-          w.in,
-          shift,
-          static_cast<int>(w.params.nested_block_size)};
+  while ((int64_t{1} << nested_shift) < w.params.nested_block_size) ++nested_shift;
+  return {w.codes,         w.absmax,
+          w.absmax_byte,   w.codebook,
+          w.nested_absmax, w.nested_codebook,
+          w.absmax_offset, w.tiles,
+          w.tile_absmax,   w.tile_absmax_byte,
+          w.out,           w.in,
+          shift,           static_cast<int>(w.params.nested_block_size),
+          nested_shift};
 }
 
 qm_status CudaPrepack(qm_call* call, const Weight& weight, qm_packed* out);

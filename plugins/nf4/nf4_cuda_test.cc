@@ -266,6 +266,28 @@ TEST_F(Nf4Cuda, PrepackedProductsOfManyTiles) {
   }
 }
 
+// Ranges of a number of factors that is no power of two, as no writer makes them.
+TEST_F(Nf4Cuda, PrepacksOddRangesAsFloats) {
+  PackedWeight weight = RandomWeight(64, 256, {false, 64, true});
+  const std::string from = "\"nested_block_size\":256", to = "\"nested_block_size\":96";
+  const size_t at = weight.format_json.find(from);
+  ASSERT_NE(at, std::string::npos) << weight.format_json;
+  weight.format_json.replace(at, from.size(), to);
+  for (auto& named : weight.tensors) {
+    if (named.name != "nested_absmax") continue;
+    const float first = named.tensor.as<float>()[0];
+    Tensor ranges = *Tensor::Host(DType::kF32, {3});
+    for (int i = 0; i < 3; ++i) ranges.as<float>()[i] = first * (1.0f + 0.3f * i);
+    named.tensor = std::move(ranges);
+  }
+  const Layouts layouts(weight);
+  ASSERT_EQ(layouts.get().size(), 2u);
+  for (const qm_packed* packed : layouts.get()) {
+    for (const int64_t rows : {1, 9}) ExpectProduct<qm::F16>(weight, packed, rows);
+    ExpectProduct<float>(weight, packed, 3);
+  }
+}
+
 TEST_F(Nf4Cuda, PrepacksOnceAndForTheGpuAlone) {
   const PackedWeight weight = RandomWeight(8, 64, {});
   const Layouts layouts(weight);

@@ -8,7 +8,6 @@
 // are 16-byte aligned; the last, short piece is written one by one. Versions: 1 as described.
 #include "nf4_device.cuh"
 #include "nf4_math.h"
-#include "nf4_tiles.h"
 #include "quantmill/sdk/cuda.hpp"
 
 namespace quantmill::nf4 {
@@ -21,9 +20,9 @@ constexpr int kPerThread = 8;
 template <bool kTiles>
 __device__ inline uint32_t LoadEightCodes(const DeviceWeight& w, int64_t begin, float* absmax) {
   if constexpr (kTiles) {
-    const int64_t row = begin / w.in, column = begin % w.in, chunks = w.in / kChunkWeights;
-    *absmax = __ldg(w.tile_absmax + TileFactor(row, column / kChunkWeights, chunks));
-    return __ldg(reinterpret_cast<const uint32_t*>(w.tiles + TileByte(row, column, chunks)));
+    const int64_t row = begin / w.in, column = begin % w.in;
+    *absmax = LoadTileAbsmax(w, row, column);
+    return LoadTileWord(w, row, column);
   }
   *absmax = LoadAbsmax(w, begin >> w.block_shift);
   return *reinterpret_cast<const uint32_t*>(w.codes + begin / 2);

@@ -6,14 +6,19 @@
 #include <cuda_fp16.h>
 
 #include "nf4_cuda.h"
+#include "nf4_tiles.h"
 
 namespace quantmill::nf4 {
 
-// Factor of a block; bytes are widened as on the CPU, without contraction. Fewer than 2^32 blocks.
-__device__ inline float LoadNestedAbsmax(const DeviceWeight& w, int64_t block) {
-  const float value = __ldg(w.nested_codebook + __ldg(w.absmax_byte + block));
+// Factor of a block from its byte; widened as on the CPU, without contraction. Fewer than 2^32
+// blocks.
+__device__ inline float WidenAbsmax(const DeviceWeight& w, int64_t block, uint32_t byte) {
   const uint32_t range = static_cast<uint32_t>(block) / static_cast<uint32_t>(w.nested_block_size);
-  return __fadd_rn(__fmul_rn(value, __ldg(w.nested_absmax + range)), __ldg(w.absmax_offset));
+  return __fadd_rn(__fmul_rn(__ldg(w.nested_codebook + byte), __ldg(w.nested_absmax + range)),
+                   __ldg(w.absmax_offset));
+}
+__device__ inline float LoadNestedAbsmax(const DeviceWeight& w, int64_t block) {
+  return WidenAbsmax(w, block, __ldg(w.absmax_byte + block));
 }
 template <bool kNested>
 __device__ inline float LoadAbsmaxOf(const DeviceWeight& w, int64_t block) {
@@ -22,6 +27,17 @@ __device__ inline float LoadAbsmaxOf(const DeviceWeight& w, int64_t block) {
 }
 __device__ inline float LoadAbsmax(const DeviceWeight& w, int64_t block) {
   return w.absmax != nullptr ? __ldg(w.absmax + block) : LoadNestedAbsmax(w, block);
+}
+
+// Of a prepacked weight: eight codes from a column divisible by 8 on, and their factor.
+__device__ inline uint32_t LoadTileWord(const DeviceWeight& w, int64_t row, int64_t column) {
+  const uint8_t* at = w.tiles + TileByte(row, column, w.in / kChunkWeights);
+  return __ldcs(reinterpret_cast<const uint32_t*>(at));
+}
+__device__ inline float LoadTileAbsmax(const DeviceWeight& w, int64_t row, int64_t column) {
+  const int64_t at = TileFactor(row, column / kChunkWeights, w.in / kChunkWeights);
+  if (w.tile_absmax != nullptr) return __ldg(w.tile_absmax + at);
+  return WidenAbsmax(w, (row * w.in + column) >> w.block_shift, __ldg(w.tile_absmax_byte + at));
 }
 
 // Code of weight i of the flat order.

@@ -159,10 +159,8 @@ template <Layout kLayout>
 __device__ inline void LoadWord(const DeviceWeight& w, int64_t row, int64_t word, int64_t words,
                                 int word_shift, uint32_t* codes, float* absmax) {
   if constexpr (kLayout == Layout::kTiles) {
-    const int64_t chunks = w.in / kChunkWeights, column = word * 8;
-    const uint8_t* at = w.tiles + TileByte(row, column, chunks);
-    *codes = __ldcs(reinterpret_cast<const uint32_t*>(at));
-    *absmax = __ldg(w.tile_absmax + TileFactor(row, column / kChunkWeights, chunks));
+    *codes = LoadTileWord(w, row, word * 8);
+    *absmax = LoadTileAbsmax(w, row, word * 8);
   } else {
     const int64_t at = row * words + word;
     *codes = __ldcs(reinterpret_cast<const uint32_t*>(w.codes) + at);

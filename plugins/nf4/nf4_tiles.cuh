@@ -58,44 +58,91 @@ __device__ inline float2 LoadOnce(const float2* address) {
   return v;
 }
 
+// Factors of outputs g and g + 8 for one chunk, before their lookups, so that loading them waits
+// for nothing.
+template <bool kNested>
+struct RawFactors {
+  float2 absmax;
+};
+template <>
+struct RawFactors<true> {
+  uint32_t bytes;
+  float2 range;
+};
+
+// What widens bytes (WidenAbsmax): copies of the format's tensors.
+struct Widening {
+  const float* nested_codebook;  // in shared memory
+  float offset;
+};
+__device__ inline float2 Factors(const RawFactors<false>& raw, const Widening&) {
+  return raw.absmax;
+}
+__device__ inline float2 Factors(const RawFactors<true>& raw, const Widening& w) {
+  const float low = w.nested_codebook[raw.bytes & 0xFFu], high = w.nested_codebook[raw.bytes >> 8];
+  return make_float2(__fadd_rn(__fmul_rn(low, raw.range.x), w.offset),
+                     __fadd_rn(__fmul_rn(high, raw.range.y), w.offset));
+}
+
 // A lane's part of kChunksAhead chunks of W: of outputs g and g + 8.
+template <bool kNested>
 struct HeldCodes {
   uint4 codes[kChunksAhead];
-  float2 absmax[kChunksAhead];
+  RawFactors<kNested> factors[kChunksAhead];
 };
 
 // Reads a warp's chunks of one tile after the other.
+template <bool kNested>
 class CodeReader {
  public:
   __device__ CodeReader(const DeviceWeight& w, uint32_t chunks, uint32_t warp, uint32_t lane)
-      : tiles_(reinterpret_cast<const uint4*>(w.tiles) + lane),
-        factors_(reinterpret_cast<const float2*>(w.tile_absmax) + lane / 4),
+      : w_(w),
+        tiles_(reinterpret_cast<const uint4*>(w.tiles) + lane),
         chunks_(chunks),
-        warp_(warp) {}
+        warp_(warp),
+        lane_(lane),
+        range_shift_(w.block_shift - kChunkShift + w.nested_shift) {}
 
   // Goes to the warp's first chunk of a tile.
   __device__ void Start(uint32_t tile) {
     tile_ = tile * chunks_;
     chunk_ = warp_;
+    if constexpr (kNested) {  // of outputs beyond the last the last one's, which is not used
+      const uint32_t row = tile * kTileOutputs + lane_ / 4, last = w_.out - 1;
+      rows_[0] = min(row, last) * chunks_;
+      rows_[1] = min(row + 8, last) * chunks_;
+    }
   }
 
   // The next kChunksAhead of them; beyond the last chunk that one again, which is not used then.
-  __device__ void Next(HeldCodes* held) {
+  __device__ void Next(HeldCodes<kNested>* held) {
 #pragma unroll
     for (uint32_t u = 0; u < kChunksAhead; ++u) {
-      const uint64_t at = tile_ + min(chunk_ + u * kTileWarps, chunks_ - 1);
+      const uint32_t chunk = min(chunk_ + u * kTileWarps, chunks_ - 1);
+      const uint64_t at = tile_ + chunk;
       held->codes[u] = LoadOnce(tiles_ + at * 32);
-      held->absmax[u] = LoadOnce(factors_ + at * 8);
+      const uint64_t pair = at * 8 + lane_ / 4;
+      if constexpr (kNested) {
+        held->factors[u].bytes =
+            __ldg(reinterpret_cast<const uint16_t*>(w_.tile_absmax_byte) + pair);
+        held->factors[u].range =
+            make_float2(__ldg(w_.nested_absmax + ((rows_[0] + chunk) >> range_shift_)),
+                        __ldg(w_.nested_absmax + ((rows_[1] + chunk) >> range_shift_)));
+      } else {
+        held->factors[u].absmax = LoadOnce(reinterpret_cast<const float2*>(w_.tile_absmax) + pair);
+      }
     }
     chunk_ += kChunksAhead * kTileWarps;
   }
 
  private:
+  const DeviceWeight& w_;
   const uint4* const tiles_;
-  const float2* const factors_;
-  const uint32_t chunks_, warp_;
-  uint32_t tile_ = 0;   // its first chunk, counted through all tiles
-  uint32_t chunk_ = 0;  // of the tile
+  const uint32_t chunks_, warp_, lane_;
+  const int range_shift_;  // from chunks, counted row by row, to ranges
+  uint32_t tile_ = 0;      // its first chunk, counted through all tiles
+  uint32_t chunk_ = 0;     // of the tile
+  uint32_t rows_[2];       // first chunks of outputs g and g + 8, counted row by row
 };
 
 __device__ inline uint32_t PairBits(float low, float high, __half) {
@@ -185,11 +232,12 @@ __device__ inline void AddChunk(const unsigned char* pairs, uint32_t lane_bytes,
 template <int kColumns>
 struct TileShared {
   unsigned char pairs[256 * kPairBytes];
+  float nested_codebook[kByteCodebookSize];
   float joined[kTileWarps][kColumns * 128];
 };
 
 // x: [m, in], y: [m, out], 1 <= m <= 8 kColumns. Dynamic shared memory: a TileShared.
-template <class T, int kColumns>
+template <class T, bool kNested, int kColumns>
 __global__ void __launch_bounds__(kTileThreads, 3 - kColumns / 2)
     nf4_tiles_kernel1(const __grid_constant__ DeviceWeight w, const T* x, int m, T* y) {
   extern __shared__ __align__(16) unsigned char tile_shared[];
@@ -198,8 +246,8 @@ __global__ void __launch_bounds__(kTileThreads, 3 - kColumns / 2)
   const auto tiles = static_cast<uint32_t>((w.out + kTileOutputs - 1) / kTileOutputs);
   const auto chunks = static_cast<uint32_t>(w.in / kChunkWeights);
   constexpr uint32_t kStep = kTileWarps * kChunksAhead;
-  HeldCodes next;
-  CodeReader reader(w, chunks, warp, lane);
+  HeldCodes<kNested> next;
+  CodeReader<kNested> reader(w, chunks, warp, lane);
   reader.Start(blockIdx.x);
   reader.Next(&next);
 
@@ -209,6 +257,12 @@ __global__ void __launch_bounds__(kTileThreads, 3 - kColumns / 2)
 #pragma unroll
   for (uint32_t i = 0; i < kBanks; ++i) {
     *reinterpret_cast<uint32_t*>(shared.pairs + thread * kPairBytes + (lane ^ i) * 4) = pair;
+  }
+  Widening widening = {shared.nested_codebook, 0.0f};
+  if constexpr (kNested) {
+    static_assert(kTileThreads == kByteCodebookSize, "a thread copies one value");
+    shared.nested_codebook[thread] = __ldg(w.nested_codebook + thread);
+    widening.offset = __ldg(w.absmax_offset);
   }
   __syncthreads();
   const T* lane_x[kColumns];
@@ -228,14 +282,15 @@ __global__ void __launch_bounds__(kTileThreads, 3 - kColumns / 2)
     for (int c = 0; c < kColumns; ++c) x_at[c] = lane_x[c];
 #pragma unroll 2
     for (uint32_t first = 0; first < chunks; first += kStep) {
-      const HeldCodes held = next;
+      const HeldCodes<kNested> held = next;
       if (first + kStep >= chunks) reader.Start(min(tile + gridDim.x, tiles - 1));
       reader.Next(&next);
 #pragma unroll
       for (uint32_t u = 0; u < kChunksAhead; ++u) {
         if (first + u * kTileWarps + warp >= chunks) break;
         rows[u].Load(x_at, there, u * kTileWarps * kChunkWeights);
-        AddChunk<T, kColumns>(shared.pairs, lane * 4, held.codes[u], held.absmax[u], rows[u], sums);
+        AddChunk<T, kColumns>(shared.pairs, lane * 4, held.codes[u],
+                              Factors(held.factors[u], widening), rows[u], sums);
       }
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) x_at[c] += kStep * kChunkWeights;
@@ -268,9 +323,10 @@ template <class T, int kColumns>
 qm_status LaunchTiles(qm_call* call, const DeviceWeight& w, const T* x, int m, T* y) {
   const auto blocks = static_cast<unsigned>(std::min(TilesOf(w.out), kMostTileBlocks));
   constexpr int kBytes = sizeof(TileShared<kColumns>);
-  QM_CUDA(call, cudaFuncSetAttribute(nf4_tiles_kernel1<T, kColumns>,
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  nf4_tiles_kernel1<T, kColumns><<<blocks, kTileThreads, kBytes, qm::Stream(call)>>>(w, x, m, y);
+  const auto kernel = w.tile_absmax == nullptr ? nf4_tiles_kernel1<T, true, kColumns>
+                                               : nf4_tiles_kernel1<T, false, kColumns>;
+  QM_CUDA(call, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  kernel<<<blocks, kTileThreads, kBytes, qm::Stream(call)>>>(w, x, m, y);
   QM_CUDA(call, cudaGetLastError());
   return QM_OK;
 }

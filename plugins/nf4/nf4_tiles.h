@@ -4,11 +4,14 @@
 //   tiles        U8  [tiles chunks 512]  codes of 16 outputs by 64 channels, by chunk: 16 bytes of
 //                    each lane of a warp, what it needs of outputs g and g + 8 (lane 4g + t:
 //                    channels 16t ... 16t+15), 8 bytes each
-//   tile_absmax  F32 [tiles chunks 16]   their factors: of outputs g and g + 8 side by side
-//   codebook     as before
+//   tile_absmax  F32 or U8 [tiles chunks 16]   their factors, once per chunk: of outputs g and g +
+//   8
+//                    side by side
+//   codebook, and with double quantization nested_absmax, nested_codebook, absmax_offset as before
 //
 // with tiles = ceil(out / 16), chunks = in / 64. Outputs beyond the last have codes and factors 0.
-// A factor stands once per chunk, as f32 also where the format has bytes.
+// Factors stay bytes where a range has a power of two of them (256 in the files of bitsandbytes);
+// else they become f32, and the nested tensors are not there.
 #ifndef QUANTMILL_PLUGINS_NF4_NF4_TILES_H_
 #define QUANTMILL_PLUGINS_NF4_NF4_TILES_H_
 
@@ -25,6 +28,11 @@ inline int64_t TilesOf(int64_t out) { return (out + kTileOutputs - 1) / kTileOut
 // Whether a weight can have the layout: a chunk lies in one row and one block.
 inline bool TilesFit(const Params& params, int64_t in) {
   return in % kChunkWeights == 0 && params.block_size >= kChunkWeights;
+}
+
+inline bool KeepsBytes(const Params& params) {
+  const int64_t size = params.nested_block_size;
+  return size > 0 && (size & (size - 1)) == 0;
 }
 
 // Where the codes of channels `column` and column + 1 (even) of output `row` lie in `tiles`.

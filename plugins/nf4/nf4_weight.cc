@@ -134,21 +134,39 @@ bool HasTensor(const qm_packed& packed, const char* name) {
   return false;
 }
 
+// Ranges, values and offset of double quantization.
+qm_status ReadNested(qm_call* call, const qm_packed& packed, Weight* w) {
+  Part range = {QM_F32, w->params.NestedBlocks(w->weights()), nullptr};
+  Part values = {QM_F32, kByteCodebookSize, nullptr}, offset = {QM_F32, 1, nullptr};
+  QM_TRY(ReadPart(call, packed, "nested_absmax", &range));
+  QM_TRY(ReadPart(call, packed, "nested_codebook", &values));
+  QM_TRY(ReadPart(call, packed, "absmax_offset", &offset));
+  w->nested_absmax = static_cast<const float*>(range.data);
+  w->nested_codebook = static_cast<const float*>(values.data);
+  w->absmax_offset = static_cast<const float*>(offset.data);
+  return QM_OK;
+}
+
 // Of a prepacked weight.
 qm_status ReadTiles(qm_call* call, const qm_packed& packed, Weight* w) {
-  if (!TilesFit(w->params, w->in) || packed.tensor_count != 3) {
+  const bool bytes = KeepsBytes(w->params);
+  if (!TilesFit(w->params, w->in) || packed.tensor_count != (bytes ? 6u : 3u)) {
     return qm::Fail(call, QM_INVALID_ARGUMENT, "not a prepacked codebook-absmax weight");
   }
   const int64_t rows = TilesOf(w->out) * kTileOutputs;
   Part tiles = {QM_U8, rows * w->in / 2, nullptr};
-  Part factors = {QM_F32, rows * (w->in / kChunkWeights), nullptr};
+  Part factors = {bytes ? QM_U8 : QM_F32, rows * (w->in / kChunkWeights), nullptr};
   Part codebook = {QM_F32, kCodebookSize, nullptr};
   QM_TRY(ReadPart(call, packed, "tiles", &tiles));
   QM_TRY(ReadPart(call, packed, "tile_absmax", &factors));
   QM_TRY(ReadPart(call, packed, "codebook", &codebook));
   w->tiles = static_cast<const uint8_t*>(tiles.data);
-  w->tile_absmax = static_cast<const float*>(factors.data);
   w->codebook = static_cast<const float*>(codebook.data);
+  if (bytes) {
+    w->tile_absmax_byte = static_cast<const uint8_t*>(factors.data);
+    return ReadNested(call, packed, w);
+  }
+  w->tile_absmax = static_cast<const float*>(factors.data);
   return QM_OK;
 }
 
@@ -186,15 +204,8 @@ qm_status ReadWeight(qm_call* call, const qm_packed& packed, bool prepacked, Wei
   w.codes = static_cast<const uint8_t*>(codes.data);
   w.codebook = static_cast<const float*>(codebook.data);
   if (nested) {
-    Part range = {QM_F32, w.params.NestedBlocks(n), nullptr};
-    Part values = {QM_F32, kByteCodebookSize, nullptr}, offset = {QM_F32, 1, nullptr};
-    QM_TRY(ReadPart(call, packed, "nested_absmax", &range));
-    QM_TRY(ReadPart(call, packed, "nested_codebook", &values));
-    QM_TRY(ReadPart(call, packed, "absmax_offset", &offset));
+    QM_TRY(ReadNested(call, packed, &w));
     w.absmax_byte = static_cast<const uint8_t*>(absmax.data);
-    w.nested_absmax = static_cast<const float*>(range.data);
-    w.nested_codebook = static_cast<const float*>(values.data);
-    w.absmax_offset = static_cast<const float*>(offset.data);
   } else {
     w.absmax = static_cast<const float*>(absmax.data);
   }
