@@ -1,8 +1,8 @@
-// Products with a narrow factor on the GPU; the CPU path is lora_cpu.cc.
+// Products with a narrow factor on the GPU, one or a batch of them; the CPU path is lora_cpu.cc.
 //
 //   c [m, n] (+)= scale a [m, k] b [k, n]
 //
-// a, b: f32, f16 or bf16, either way round (one stride is 1); c: row-major without gaps.
+// a, b: f32, f16 or bf16, either way round (one stride is 1); c: row-major.
 //
 // Tensor cores (mma.m16n8k8, tf32) with sums in f32. An f32 operand is split into a part of 11 bits
 // and what is left, v = high + low; three products, a_high b_high + a_high b_low + a_low b_high,
@@ -33,9 +33,10 @@ constexpr int64_t kLeastSlice = 256;
 
 struct Arguments {
   Product p;
+  Batch batch;
   int64_t tiles_across, slice;
   bool a_vectors, b_vectors;  // four elements along the axis of stride 1 can be read at once
-  float* partial;             // null: the result goes to c
+  float* partial;             // [slices, batch, m, n]; null: the result goes to c
 };
 
 // c[at] (+)= scale sum
@@ -49,6 +50,10 @@ __device__ inline void StoreFloat(const Product& p, int64_t at, float sum) {
   } else {
     static_cast<float*>(p.c)[at] = value;
   }
+}
+
+__device__ inline const void* Advanced(const Operand& operand, int64_t elements) {
+  return static_cast<const char*>(operand.data) + elements * (operand.dtype == QM_F32 ? 4 : 2);
 }
 
 // ---- tiles in shared memory --------------------------------------------------------------------
@@ -227,14 +232,15 @@ __global__ void __launch_bounds__(kThreads, 2) lora_product_kernel2(Arguments ar
   const int64_t first_column = blockIdx.x % arguments.tiles_across * kTile;
   const int64_t begin = blockIdx.y * arguments.slice;
   const int64_t end = min(p.k, begin + arguments.slice);
-  const Source<kADepth> a = {p.a.data,
+  const int64_t member = blockIdx.z;
+  const Source<kADepth> a = {Advanced(p.a, member * arguments.batch.a_step),
                              p.a.dtype,
                              arguments.a_vectors,
                              kADepth ? p.a.row_stride : p.a.column_stride,
                              first_row,
                              p.m,
                              end};
-  const Source<kBDepth> b = {p.b.data,
+  const Source<kBDepth> b = {Advanced(p.b, member * arguments.batch.b_step),
                              p.b.dtype,
                              arguments.b_vectors,
                              kBDepth ? p.b.column_stride : p.b.row_stride,
@@ -262,8 +268,8 @@ __global__ void __launch_bounds__(kThreads, 2) lora_product_kernel2(Arguments ar
                               sum);
   }
 
-  // partial [slices, m, n]
-  const int64_t offset = blockIdx.y * p.m * p.n;
+  const int64_t partial = (blockIdx.y * int64_t{gridDim.z} + member) * p.m * p.n;
+  const int64_t c_first = member * arguments.batch.c_step;
 #pragma unroll
   for (int i = 0; i < kWarpRows; ++i) {
 #pragma unroll
@@ -273,11 +279,10 @@ __global__ void __launch_bounds__(kThreads, 2) lora_product_kernel2(Arguments ar
         const int64_t to_row = first_row + row + i * 16 + lane / 4 + e / 2 * 8;
         const int64_t to_column = first_column + column + j * 8 + lane % 4 * 2 + e % 2;
         if (to_row >= p.m || to_column >= p.n) continue;
-        const int64_t at = to_row * p.n + to_column;
         if (arguments.partial != nullptr) {
-          arguments.partial[offset + at] = sum[i][j][e];
+          arguments.partial[partial + to_row * p.n + to_column] = sum[i][j][e];
         } else {
-          StoreFloat(p, at, sum[i][j][e]);
+          StoreFloat(p, c_first + to_row * arguments.batch.c_stride + to_column, sum[i][j][e]);
         }
       }
     }
@@ -294,11 +299,17 @@ __global__ void __launch_bounds__(kThreads)
   StoreFloat(p, at, sum);
 }
 
-// The other stride keeps vectors aligned; tiles and slices begin at multiples of four.
-bool ReadsVectors(const Operand& operand) {
+// The other stride and the step keep vectors aligned; tiles and slices begin at multiples of four.
+bool ReadsVectors(const Operand& operand, int64_t step) {
   const int64_t stride = std::max(operand.row_stride, operand.column_stride);
   const uintptr_t bytes = operand.dtype == QM_F32 ? 16 : 8;
-  return stride % 4 == 0 && reinterpret_cast<uintptr_t>(operand.data) % bytes == 0;
+  return stride % 4 == 0 && step % 4 == 0 && reinterpret_cast<uintptr_t>(operand.data) % bytes == 0;
+}
+
+int64_t Tiles(int64_t extent) { return (extent + kTile - 1) / kTile; }
+// Of one of `slices` parts of k, in whole steps.
+int64_t SliceDepth(int64_t k, int64_t slices) {
+  return ((k + slices - 1) / slices + kDepth - 1) / kDepth * kDepth;
 }
 
 auto KernelFor(const Product& p) {
@@ -309,20 +320,37 @@ auto KernelFor(const Product& p) {
 
 }  // namespace
 
-// tiles * slices <= 2 kFullGrid wherever there is more than one slice.
-int64_t ProductScratchCuda() { return 2 * kFullGrid * kTile * kTile; }
-
-qm_status MultiplyCuda(qm_call* call, const Product& p, float* scratch) {
-  const int64_t across = (p.n + kTile - 1) / kTile, tiles = (p.m + kTile - 1) / kTile * across;
+int64_t ProductSlices(const Product& p, int64_t batch) {
+  const int64_t tiles = Tiles(p.m) * Tiles(p.n) * batch;
   const int64_t wanted =
       std::clamp<int64_t>(kFullGrid / tiles, 1, (p.k + kLeastSlice - 1) / kLeastSlice);
-  const int64_t slice = ((p.k + wanted - 1) / wanted + kDepth - 1) / kDepth * kDepth;
-  const int64_t slices = std::max<int64_t>((p.k + slice - 1) / slice, 1);
-  const Arguments arguments = {
-      p, across, slice, ReadsVectors(p.a), ReadsVectors(p.b), slices > 1 ? scratch : nullptr};
-  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(slices));
+  const int64_t slice = SliceDepth(p.k, wanted);
+  return std::max<int64_t>((p.k + slice - 1) / slice, 1);
+}
+
+qm_status MultiplyBatchCuda(qm_call* call, const Product& p, const Batch& batch, int64_t slices,
+                            float* partial) {
+  const Arguments arguments = {p,
+                               batch,
+                               Tiles(p.n),
+                               SliceDepth(p.k, slices),
+                               ReadsVectors(p.a, batch.a_step),
+                               ReadsVectors(p.b, batch.b_step),
+                               partial};
+  const dim3 grid(static_cast<unsigned>(Tiles(p.m) * Tiles(p.n)), static_cast<unsigned>(slices),
+                  static_cast<unsigned>(batch.count));
   KernelFor(p)<<<grid, kThreads, 0, qm::Stream(call)>>>(arguments);
   QM_CUDA(call, cudaGetLastError());
+  return QM_OK;
+}
+
+// tiles * slices <= kFullGrid wherever there is more than one slice.
+int64_t ProductScratchCuda() { return kFullGrid * kTile * kTile; }
+
+qm_status MultiplyCuda(qm_call* call, const Product& p, float* scratch) {
+  const int64_t slices = ProductSlices(p, 1);
+  const Batch one = {.c_stride = p.n};
+  QM_TRY(MultiplyBatchCuda(call, p, one, slices, slices > 1 ? scratch : nullptr));
   if (slices == 1) return QM_OK;
   const auto blocks = static_cast<unsigned>((p.m * p.n + kThreads - 1) / kThreads);
   lora_join_kernel1<<<blocks, kThreads, 0, qm::Stream(call)>>>(p, scratch,

@@ -6,17 +6,19 @@
 //
 // x, out: [rows, in] f32, f16 or bf16; R, G: [in / b, b, b] f32; b from 2 to 128; sums in f32.
 //
-// 1. oft_rotate_kernel2: a CTA takes 128 rows of one block (of several where b < 32); a thread 8
+// 1. Blocks of 48 and more, divisible by 4: both products as batches of lora.cu, on tensor cores.
+// 2. oft_rotate_kernel2: a CTA takes 128 rows of one block (of several where b < 32); a thread 8
 //    rows by 4 columns, so that 32 fused multiply-adds need three 16-byte reads of shared memory.
 //    Where b and the width are multiples of 4, memory is read and written four values at a time.
-// 2. oft_gradient_kernel2: partial G over a slice of the rows, a thread 4 by 4 of it. The slices
+// 3. oft_gradient_kernel2: partial G over a slice of the rows, a thread 4 by 4 of it. The slices
 //    depend on the shape alone, and are added in their order: no atomics, the same bytes each time.
 //
-// Assumed: contiguous tensors (checked in plugin.cc); at b = 128 132 KiB of shared memory. Nothing
+// Assumed: contiguous tensors (checked in plugin.cc); at b = 127 132 KiB of shared memory. Nothing
 // waits for the device.
 //
 // Measured in a training of a model of 19 M parameters, bf16, 32 x 1024 tokens a step, a rotation
-// of 4 terms on each of 70 linears (H200, 2026-11-29): b = 128 281,000 tokens/s, b = 64 428,000.
+// of 4 terms on each of 70 linears (H200, 2026-11-29): b = 128 281,000 tokens/s, b = 64 428,000,
+// both without 1.
 #include <algorithm>
 
 #include "oft_common.cuh"
@@ -288,6 +290,35 @@ __global__ void __launch_bounds__(kGradientThreads)
   }
 }
 
+// ---- on tensor cores ---------------------------------------------------------------------------
+
+bool UsesProducts(const Rotation& rotation) {
+  constexpr int64_t kLeastBlock = 48;  // three quarters of a tile
+  return rotation.block >= kLeastBlock && rotation.block % 4 == 0;
+}
+
+qm_status RotateByProducts(qm_call* call, const Rotation& rotation, const float* r, bool transposed,
+                           const Rows& in, bool accumulate, const Rows& out) {
+  const int64_t b = rotation.block, width = rotation.in_features;
+  const Operand blocks = RowMajor(r, QM_F32, b);
+  const Product product = {in.rows,
+                           b,
+                           b,
+                           RowMajor(in.data, in.dtype, width),
+                           transposed ? Transposed(blocks) : blocks,
+                           1.0f,
+                           out.data,
+                           out.dtype,
+                           accumulate};
+  return MultiplyBatchCuda(call, product, {rotation.blocks(), b, b * b, b, width}, 1, nullptr);
+}
+
+Product GradientProduct(const Rotation& rotation, const Rows& in, const float* d_out) {
+  const int64_t b = rotation.block, width = rotation.in_features;
+  return {b, b, in.rows, Transposed(RowMajor(in.data, in.dtype, width)),
+          RowMajor(d_out, QM_F32, width)};
+}
+
 // ---- launches ----------------------------------------------------------------------------------
 
 template <class T, bool kTransposed, bool kAccumulate, bool kFours>
@@ -342,6 +373,9 @@ qm_status LaunchGradient(qm_call* call, const Rotation& rotation, const Rows& in
 
 qm_status RotateCuda(qm_call* call, const Rotation& rotation, const float* r, bool transposed,
                      const Rows& in, bool accumulate, const Rows& out) {
+  if (UsesProducts(rotation)) {
+    return RotateByProducts(call, rotation, r, transposed, in, accumulate, out);
+  }
   const int b = static_cast<int>(rotation.block), blocks = static_cast<int>(rotation.blocks());
   const RotateArguments a = {r,
                              in.data,
@@ -368,8 +402,14 @@ int64_t GradientScratchCuda(const Rotation& rotation) {
 qm_status RotationGradientCuda(qm_call* call, const Rotation& rotation, const float* q,
                                const float* r, const Rows& in, const float* d_out, float* d_q,
                                float* scratch) {
-  const int64_t slices = Slices(rotation, in.rows), numbers = rotation.elements();
-  if (in.dtype == QM_F16) {
+  const int64_t numbers = rotation.elements();
+  int64_t slices = Slices(rotation, in.rows);
+  if (UsesProducts(rotation)) {
+    const Product product = GradientProduct(rotation, in, d_out);
+    const int64_t b = rotation.block, blocks = rotation.blocks();
+    slices = ProductSlices(product, blocks);
+    QM_TRY(MultiplyBatchCuda(call, product, {blocks, b, b, 0, b}, slices, scratch));
+  } else if (in.dtype == QM_F16) {
     QM_TRY(LaunchGradient<qm::F16>(call, rotation, in, d_out, slices, scratch));
   } else if (in.dtype == QM_BF16) {
     QM_TRY(LaunchGradient<qm::BF16>(call, rotation, in, d_out, slices, scratch));

@@ -21,6 +21,19 @@ qm_status SkewGradientCuda(qm_call* call, const Rotation& rotation, const float*
                            const float* partial, int slices, float* scratch, float* d_q);
 
 qm_status MultiplyCuda(qm_call* call, const Product& product, float* scratch);
+// Products of one shape. Member i has the operands and the result `step` elements times i behind
+// those of the product.
+struct Batch {
+  int64_t count = 1;
+  int64_t a_step = 0, b_step = 0, c_step = 0;
+  int64_t c_stride = 0;  // of the rows of c
+};
+// With slices > 1 k is cut into as many, and their sums go unscaled to partial [slices, count, m,
+// n].
+qm_status MultiplyBatchCuda(qm_call* call, const Product& product, const Batch& batch,
+                            int64_t slices, float* partial);
+// As many as fill a GPU, and no more than pay. Depends on the shape alone.
+int64_t ProductSlices(const Product& product, int64_t batch);
 int64_t ProductScratchCuda();
 
 qm_status FillUniformCuda(qm_call* call, uint64_t seed, float bound, float* values, int64_t count);

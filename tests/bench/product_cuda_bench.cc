@@ -43,6 +43,7 @@ const std::vector<Packing>& Packings() {
       {"ptq", {{"bits", "2"}, {"group_size", "64"}}},
       {"hqq", {{"bits", "4"}, {"group_size", "64"}}},
       {"nf4", {}},
+      {"nf4", {{"double_quant", "true"}}},
       {"eetq", {}},
       {"aqlm", {}},
   };
