@@ -22,6 +22,8 @@
 //    multiprocessor. The codebook of 1x16 (1 MB) is read through the caches.
 //    Warps of a block split the columns, with the codes of their next chunk under way; their sums
 //    are joined in order.
+//    Measured with 2x8, 4096 x 28672 (H200, 2026-11-30): 39.3 us at 1 row, 55.6 at 16; before x was
+//    read by the line and W came first 45.1 and 150.4.
 // CPU reference: kernel_cpu.cc. Tests: aqlm_cuda_test.cc.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

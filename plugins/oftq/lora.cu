@@ -14,7 +14,9 @@
 // tile only. A long k with few tiles (x A^T, the gradients) is cut into slices, by the shape alone;
 // their sums go to scratch and are added in order: no atomics, the same bytes each time.
 //
-// Versions: 1 f32 arithmetic, tiles read element by element; 2 as described.
+// Versions: 1 f32 arithmetic, tiles read element by element; 2 as described. A run with rank 64 on
+// each of 70 linears of a model of 19 M parameters, 10 M tokens, all included (H200, 2026-11-30):
+// 1 76.6 s, 2 32.3 s.
 #include <algorithm>
 
 #include "oftq_cuda.h"

@@ -51,7 +51,7 @@ void Compare(const Setting& s, int64_t rows, double rounding, double tolerance) 
   const Result want = Compute(s, x, params, above), got = Compute(s, x, params, above, kGpu);
   ASSERT_EQ(want.code, QM_OK) << want.error;
   ASSERT_EQ(got.code, QM_OK) << got.error;
-  // A value at the edge of a power of two may have twice the rounding of the other side's.
+  // Neighbours of 16 bits are up to two roundings of the value apart.
   ExpectClose(got.out, want.out, tolerance, "the result", 1.5 * rounding);
   ExpectClose(got.d_in, want.d_in, tolerance, "d_in");
   for (size_t p = 0; p < want.d_params.size(); ++p) {
