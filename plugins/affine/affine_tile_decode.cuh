@@ -177,20 +177,6 @@ struct Decoder<T, 8> {
   }
 };
 
-// c += a b for one 16x8 tile, 16 deep.
-__device__ inline void Mma(const uint32_t* a, uint32_t b0, uint32_t b1, float* c, __half) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ inline void Mma(const uint32_t* a, uint32_t b0, uint32_t b1, float* c, __nv_bfloat16) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 }  // namespace affine
 
 #endif  // QUANTMILL_PLUGINS_AFFINE_AFFINE_TILE_DECODE_CUH_

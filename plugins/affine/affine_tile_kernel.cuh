@@ -22,6 +22,7 @@
 #include "affine_device.cuh"
 #include "affine_tile_decode.cuh"
 #include "affine_tile_memory.h"
+#include "quantmill/sdk/mma.cuh"
 
 namespace affine {
 
@@ -327,7 +328,7 @@ class TileSums {
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
       for (int n = 0; n < N; ++n) {
-        Mma(ones_, j == 0 ? b[n].x : b[n].z, j == 0 ? b[n].y : b[n].w, x_sum_[n], T{});
+        qm::Mma16816(ones_, j == 0 ? b[n].x : b[n].z, j == 0 ? b[n].y : b[n].w, x_sum_[n], T{});
       }
 #pragma unroll
       for (int r = 0; r < R; ++r) {
@@ -335,7 +336,7 @@ class TileSums {
         Decode::Run(q[r], j, a);
 #pragma unroll
         for (int n = 0; n < N; ++n) {
-          Mma(a, j == 0 ? b[n].x : b[n].z, j == 0 ? b[n].y : b[n].w, part_[r][n], T{});
+          qm::Mma16816(a, j == 0 ? b[n].x : b[n].z, j == 0 ? b[n].y : b[n].w, part_[r][n], T{});
         }
       }
     }

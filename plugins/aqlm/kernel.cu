@@ -33,6 +33,7 @@
 
 #include "codebook_format.h"
 #include "quantmill/sdk/cuda.hpp"
+#include "quantmill/sdk/mma.cuh"
 
 namespace quantmill::aqlm {
 namespace {
@@ -126,23 +127,6 @@ template <Scheme S>
 constexpr int kCodebookBytes = S == Scheme::k1x16 ? 0 : 256 * kVectorBytes;
 template <Scheme S>
 constexpr int kSharedBytes = kCodebookBytes<S> + kWarps* kTileOutputs* kTileRows * 4;
-
-__device__ inline void Multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&c)[4],
-                                __half) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ inline void Multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&c)[4],
-                                __nv_bfloat16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-      "{%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 __device__ inline __half2 AsHalf2(uint32_t bits) {
   return *reinterpret_cast<const __half2*>(&bits);
@@ -339,8 +323,8 @@ __global__ void __launch_bounds__(kWarps * 32)
           const uint32_t first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
 #pragma unroll
           for (int c = 0; c < kColumns; ++c) {
-            Multiply(first, held_x[e][c].x, held_x[e][c].y, sums[c], T());
-            Multiply(second, held_x[e][c].z, held_x[e][c].w, sums[c], T());
+            qm::Mma16816(first, held_x[e][c].x, held_x[e][c].y, sums[c], T());
+            qm::Mma16816(second, held_x[e][c].z, held_x[e][c].w, sums[c], T());
           }
         }
       }

@@ -29,6 +29,7 @@
 #include <algorithm>
 
 #include "quantmill/sdk/cuda.hpp"
+#include "quantmill/sdk/mma.cuh"
 #include "row8_cuda.h"
 
 namespace eetq {
@@ -142,19 +143,9 @@ __device__ inline uint4 LoadCodes(const uint8_t* address) {
 }
 
 // d += a b; the shapes are m16n8k16, and m16n8k32 for int8.
-__device__ inline void Multiply(float* d, const uint32_t* a, const uint32_t* b, __half) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-__device__ inline void Multiply(float* d, const uint32_t* a, const uint32_t* b, __nv_bfloat16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+template <class X>
+__device__ inline void Multiply(float* d, const uint32_t* a, const uint32_t* b, X type) {
+  qm::Mma16816(a, b[0], b[1], d, type);
 }
 __device__ inline void Multiply(int* d, const uint32_t* a, const uint32_t* b, int8_t) {
   asm volatile(

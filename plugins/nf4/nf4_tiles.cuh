@@ -34,6 +34,7 @@
 #include "nf4_math.h"
 #include "nf4_tiles.h"
 #include "quantmill/sdk/cuda.hpp"
+#include "quantmill/sdk/mma.cuh"
 
 namespace quantmill::nf4 {
 
@@ -154,23 +155,6 @@ __device__ inline uint32_t PairBits(float low, float high, __nv_bfloat16) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-__device__ inline void MultiplyTile(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&d)[4],
-                                    __half) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ inline void MultiplyTile(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&d)[4],
-                                    __nv_bfloat16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 // The table of pairs: that of byte b for lane l at kPairBytes b + 4 l.
 constexpr uint32_t kPairBytes = 256;
 
@@ -219,7 +203,7 @@ __device__ inline void AddChunk(const unsigned char* pairs, uint32_t lane_bytes,
                            LookUpPair(pairs, lane_bytes, high, byte + 1)};
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
-      MultiplyTile(a, x.words[c][2 * j], x.words[c][2 * j + 1], part[c], T{});
+      qm::Mma16816(a, x.words[c][2 * j], x.words[c][2 * j + 1], part[c], T{});
     }
   }
 #pragma unroll
