@@ -157,8 +157,6 @@ qm_status FromHqq(qm_call* call, const char* layer, const qm_named_tensor* tenso
                   qm_packed* out);
 
 // ---- results ------------------------------------------------------------------------------------
-// A copy of `text` in the call's scratch memory.
-qm_status ScratchString(qm_call* call, const std::string& text, const char** out);
 // Collects emitted tensors and their names.
 class Emitter {
  public:

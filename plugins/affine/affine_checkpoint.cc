@@ -345,7 +345,7 @@ qm_status ReadByteCodes(qm_call* call, const char* layer, const qm_named_tensor*
   for (int64_t o = 0; o < *n; ++o) {
     uint32_t* row = static_cast<uint32_t*>(codes.data) + o * words;
     for (int64_t i = 0; i < *k; ++i) {
-      const int value = values[o * *k + i];
+      const int value = int{values[o * *k + i]};
       if (value < -half || value >= half) {
         return qm::Fail(call, QM_INVALID_ARGUMENT, "tensor 'weight' of layer ", layer, " holds ",
                         value, ", which is no ", bits, "-bit value");
@@ -372,7 +372,7 @@ qm_status ReadCompressedZero(qm_call* call, const char* layer, const qm_named_te
       const int value = config.packed
                             ? static_cast<int>(GetField(
                                   static_cast<const uint32_t*>(stored->data) + g, groups, o, bits))
-                            : static_cast<const int8_t*>(stored->data)[o * groups + g] + half;
+                            : int{static_cast<const int8_t*>(stored->data)[o * groups + g]} + half;
       if (value < 0 || value >= 2 * half) {
         return qm::Fail(call, QM_INVALID_ARGUMENT, "tensor 'weight_zero_point' of layer ", layer,
                         " holds ", value - half, ", which is no ", bits, "-bit value");
@@ -522,7 +522,7 @@ qm_status ToCheckpoint(qm_call* call, const char* target, const char* layer,
                ? ToCompressed(call, layer, w, packed, &emitter, &config)
                : ToGptq(call, kind, layer, w, &emitter, &config));
   }
-  QM_TRY(ScratchString(call, config, config_json));
+  QM_TRY(qm::ScratchString(call, config, "the configuration", config_json));
   return emitter.Finish(out, count);
 }
 

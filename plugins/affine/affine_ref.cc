@@ -341,14 +341,6 @@ bool SortByGroup(const int32_t* group_index, int64_t in, int64_t groups, int32_t
   return true;
 }
 
-qm_status ScratchString(qm_call* call, const std::string& text, const char** out) {
-  char* copy;
-  QM_TRY(qm::Scratch(call, kHost, static_cast<int64_t>(text.size()) + 1, "a string", &copy));
-  std::memcpy(copy, text.c_str(), text.size() + 1);
-  *out = copy;
-  return QM_OK;
-}
-
 qm_status Emitter::Emit(const char* name, qm_device device, qm_dtype dtype,
                         std::initializer_list<int64_t> shape, qm_tensor* out) {
   if (count_ == kMaxTensors) return qm::Fail(call_, QM_INTERNAL, "too many tensors in one weight");
@@ -383,7 +375,7 @@ qm_status Emitter::Finish(const qm_named_tensor** tensors, uint64_t* count) {
 qm_status Emitter::FinishPacked(const std::string& format_json, int64_t out_features,
                                 int64_t in_features, qm_packed* packed) {
   const char* json;
-  QM_TRY(ScratchString(call_, format_json, &json));
+  QM_TRY(qm::ScratchString(call_, format_json, "the parameters", &json));
   qm_packed result = {};
   result.format_id = qm::kAffineIntFormat;
   result.format_json = json;

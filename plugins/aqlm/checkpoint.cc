@@ -75,7 +75,7 @@ qm_status ToCheckpoint(qm_call* call, const char* target, const char* layer,
   QM_TRY(EmitCopy(call, "scales", find("scales"), {w.out, 1, 1, 1}, &named[2]));
   *out = named;
   *count = 3;
-  return ScratchString(call, ParamsJson(p), config_json);
+  return qm::ScratchString(call, ParamsJson(p), "the configuration", config_json);
 }
 
 qm_status FromCheckpoint(qm_call* call, const char* target, const char* layer,
@@ -108,7 +108,7 @@ qm_status FromCheckpoint(qm_call* call, const char* target, const char* layer,
       EmitCopy(call, "codebooks", *codebooks, {p.codebooks, p.length(), p.group_size}, &named[1]));
   QM_TRY(EmitCopy(call, "scales", *scales, {rows}, &named[2]));
   const char* json = nullptr;
-  QM_TRY(ScratchString(call, ParamsJson(p), &json));
+  QM_TRY(qm::ScratchString(call, ParamsJson(p), "the parameters", &json));
   *out = {kFormatName, json, named, 3, rows, groups * p.group_size};
   return QM_OK;
 }

@@ -169,12 +169,4 @@ float RoundToDType(float value, qm_dtype dtype) {
   return value;
 }
 
-qm_status ScratchString(qm_call* call, const std::string& text, const char** out) {
-  char* copy = nullptr;
-  QM_TRY(qm::Scratch(call, kHost, static_cast<int64_t>(text.size()) + 1, "a text", &copy));
-  std::memcpy(copy, text.c_str(), text.size() + 1);
-  *out = copy;
-  return QM_OK;
-}
-
 }  // namespace quantmill::aqlm

@@ -84,9 +84,6 @@ QM_HD inline int32_t CodeOfIndex(int32_t index, int32_t index_bits) {
   return index < (1 << (index_bits - 1)) ? index : index - (1 << index_bits);
 }
 
-// A copy of `text` in the call's scratch memory.
-qm_status ScratchString(qm_call* call, const std::string& text, const char** out);
-
 // ---- products (kernel_cpu.cc, kernel.cu) --------------------------------------------------------
 // Rows up to which the host need not dequantize.
 inline constexpr int64_t kCpuMaxRows = 8;

@@ -103,7 +103,7 @@ struct Quantizer {
     named[1] = {"codebooks", result.codebooks};
     named[2] = {"scales", result.scales};
     const char* json = nullptr;
-    QM_TRY(ScratchString(call, ParamsJson(options.params), &json));
+    QM_TRY(qm::ScratchString(call, ParamsJson(options.params), "the parameters", &json));
     *out = {kFormatName, json, named, 3, options.out, options.in};
     return QM_OK;
   }

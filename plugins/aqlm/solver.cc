@@ -412,7 +412,7 @@ qm_status Solve(qm_call* call, Kernels& kernels, const Options& options, Rows we
 }
 
 uint64_t SolverBytes(const Options& o) {
-  constexpr uint64_t kRounding = 16 * 256;  // of each allocation to 256 bytes
+  constexpr uint64_t kRounding = uint64_t{16} * 256;  // of each allocation to 256 bytes
   const int64_t rows = o.out * o.beam, indices = rows * o.groups() * o.params.codebooks;
   int64_t bytes = 4 * o.in * o.in + 4 * rows * o.in +
                   4 * std::max(o.out * o.in, rows * o.panel_columns()) + 8 * o.params.values() +

@@ -376,7 +376,7 @@ qm_status BlockTuner::Plan(qm_call* call, const qm_block_info& info, qm_quant_pl
     return qm::Fail(call, QM_UNIMPLEMENTED, "tune is false: codebooks stay as they were fitted");
   }
   // Scratch is handed out in steps of 256 bytes; norms, biases and edits are small.
-  uint64_t bytes = 64 * 256;
+  uint64_t bytes = uint64_t{64} * 256;
   int64_t widest = 0;
   double flops = 0;
   for (uint64_t i = 0; i < info.linear_count; ++i) {
@@ -386,7 +386,7 @@ qm_status BlockTuner::Plan(qm_call* call, const qm_block_info& info, qm_quant_pl
     widest = std::max({widest, o.out, o.in});  // no less than the width of the block
     bytes += static_cast<uint64_t>(8 * weights + 4 * (o.params.values() + o.out) +
                                    2 * weights / o.params.group_size * o.params.codebooks) +
-             8 * 256;
+             uint64_t{8} * 256;
     if (call->device.kind == QM_CPU) bytes += CpuKernelBytes(o);
 #if defined(QM_HAVE_CUDA)
     if (call->device.kind == QM_CUDA) bytes += CudaKernelBytes(o);

@@ -32,14 +32,6 @@ std::string JsonValue(const char* json, const char* key) {
   return std::string(at, std::strcspn(at, ",}"));
 }
 
-qm_status ScratchString(qm_call* call, const std::string& text, const char** out) {
-  char* copy;
-  QM_TRY(qm::Scratch(call, kHost, static_cast<int64_t>(text.size()) + 1, "a string", &copy));
-  std::memcpy(copy, text.c_str(), text.size() + 1);
-  *out = copy;
-  return QM_OK;
-}
-
 // Collects emitted tensors and their names.
 class Emitter {
  public:
@@ -327,7 +319,7 @@ qm_status ToCheckpoint(qm_call* call, const char* target, const char* layer, con
     QM_TRY(ToCompressed(w, &emitter));
     config = CompressedConfig(w.params);
   }
-  QM_TRY(ScratchString(call, config, config_json));
+  QM_TRY(qm::ScratchString(call, config, "the configuration", config_json));
   return emitter.Finish(out, count);
 }
 

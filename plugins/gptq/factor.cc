@@ -185,7 +185,7 @@ uint64_t FactorBytes(const Options& options) {
   const uint64_t n = static_cast<uint64_t>(options.shape.in_features);
   const uint64_t squares = options.asymmetric_error > 0.0 ? 3 : 2;
   constexpr uint64_t kVectors = 8;  // order, its inverse, diagonals, importance twice
-  constexpr uint64_t kRounding = 16 * 256;
+  constexpr uint64_t kRounding = uint64_t{16} * 256;
   return squares * n * n * sizeof(float) + n * (kVectors * sizeof(float) + 1) + kRounding;
 }
 

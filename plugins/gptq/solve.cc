@@ -109,7 +109,7 @@ uint64_t WorkspaceBytes(const Options& options) {
   const uint64_t rows = static_cast<uint64_t>(options.shape.out_features);
   const uint64_t cols = static_cast<uint64_t>(options.shape.in_features);
   const uint64_t columns = options.asymmetric_error > 0.0 ? 2 : 1;
-  constexpr uint64_t kRounding = 8 * 256;
+  constexpr uint64_t kRounding = uint64_t{8} * 256;
   return rows * cols * (sizeof(float) + 1) + cols * sizeof(int32_t) +
          columns * static_cast<uint64_t>(options.block_size) * rows * sizeof(float) + kRounding;
 }

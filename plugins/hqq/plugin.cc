@@ -163,9 +163,8 @@ qm_status EmitResult(qm_call* call, const Options& o, Result* out) {
 qm_status Describe(qm_call* call, const Options& o, const Result& result, qm_packed* out) {
   const qm_device host = {QM_CPU, 0};
   const std::string json = FormatJson(o);
-  char* text = nullptr;
-  QM_TRY(qm::Scratch(call, host, static_cast<int64_t>(json.size()) + 1, "the result", &text));
-  std::memcpy(text, json.c_str(), json.size() + 1);
+  const char* text = nullptr;
+  QM_TRY(qm::ScratchString(call, json, "the result", &text));
   qm_named_tensor* named = nullptr;
   QM_TRY(qm::Scratch(call, host, 5, "the result", &named));
   uint64_t count = 0;

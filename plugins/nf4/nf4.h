@@ -136,8 +136,6 @@ qm_status FromCheckpoint(qm_call* call, const char* target, const char* layer,
                          qm_packed* out);
 
 // ---- results -----------------------------------------------------------------------------------
-// A copy of `text` in the call's scratch memory.
-qm_status ScratchString(qm_call* call, const std::string& text, const char** out);
 // Collects emitted tensors and their names (which must outlive the call's end).
 class Emitter {
  public:

@@ -234,11 +234,11 @@ qm_status ToCheckpoint(qm_call* call, const char* target, const char*, const qm_
   const std::string state = StateJson(p, w.out, w.in, nested ? w.absmax_offset[0] : 0.0f);
   QM_TRY(emitter.EmitCopy(kStateName[p.fp4 ? 1 : 0], QM_U8, static_cast<int64_t>(state.size()),
                           state.data()));
-  QM_TRY(ScratchString(call,
-                       qm::StrCat("{\"compute_dtype\":\"", TorchName(p.dtype),
-                                  "\",\"double_quant\":", nested ? "true" : "false",
-                                  ",\"quant_type\":\"", p.fp4 ? "fp4" : "nf4", "\"}"),
-                       config_json));
+  QM_TRY(qm::ScratchString(call,
+                           qm::StrCat("{\"compute_dtype\":\"", TorchName(p.dtype),
+                                      "\",\"double_quant\":", nested ? "true" : "false",
+                                      ",\"quant_type\":\"", p.fp4 ? "fp4" : "nf4", "\"}"),
+                           "the configuration", config_json));
   return emitter.Finish(out, count);
 }
 

@@ -89,9 +89,9 @@ qm_status MatmulByRows(qm_call* call, const Weight& w, const float* x, int64_t m
 
 // x[chunk of 32][even, odd][lane] with `lanes` bytes at a time; see FusedInput.
 void Rearrange(const float* x, int64_t in, int lanes, float* out) {
-  for (int64_t chunk = 0; chunk < in; chunk += 2 * lanes) {
+  for (int64_t chunk = 0; chunk < in; chunk += int64_t{2} * lanes) {
     for (int half = 0; half < 2; ++half) {
-      for (int l = 0; l < lanes; ++l) *out++ = x[chunk + 2 * l + half];
+      for (int l = 0; l < lanes; ++l) *out++ = x[chunk + int64_t{2} * l + half];
     }
   }
 }

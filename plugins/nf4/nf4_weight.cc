@@ -116,7 +116,7 @@ std::string ParamsJson(const Params& p) {
 }
 
 double BitsPerWeight(const Params& p, int64_t weights) {
-  int64_t bits = 8 * ((weights + 1) / 2) + 32 * kCodebookSize;
+  int64_t bits = 8 * ((weights + 1) / 2) + int64_t{32} * kCodebookSize;
   if (p.nested_block_size == 0) {
     bits += 32 * p.Blocks(weights);
   } else {
@@ -223,14 +223,6 @@ qm_status CheckValues(qm_call* call, const Weight& w) {
   return CheckFinite(call, "absmax_offset", w.absmax_offset, 1);
 }
 
-qm_status ScratchString(qm_call* call, const std::string& text, const char** out) {
-  char* copy;
-  QM_TRY(qm::Scratch(call, kHost, static_cast<int64_t>(text.size()) + 1, "a string", &copy));
-  std::memcpy(copy, text.c_str(), text.size() + 1);
-  *out = copy;
-  return QM_OK;
-}
-
 qm_status Emitter::Emit(const char* name, qm_device device, qm_dtype dtype, int64_t rows,
                         int64_t columns, qm_tensor* out) {
   if (count_ == kMaxTensors) return qm::Fail(call_, QM_INTERNAL, "too many tensors in one weight");
@@ -264,7 +256,7 @@ qm_status Emitter::FinishPacked(const Params& params, int64_t out_features, int6
   result.format_id = kFormatId;
   result.out_features = out_features;
   result.in_features = in_features;
-  QM_TRY(ScratchString(call_, ParamsJson(params), &result.format_json));
+  QM_TRY(qm::ScratchString(call_, ParamsJson(params), "the parameters", &result.format_json));
   QM_TRY(Finish(&result.tensors, &result.tensor_count));
   *packed = result;
   return QM_OK;

@@ -23,15 +23,6 @@ qm_status CheckTarget(qm_call* call, const char* target) {
   return qm::Fail(call, QM_UNIMPLEMENTED, "oftq has no adapters for '", target, "'; use peft");
 }
 
-qm_status Give(qm_call* call, const std::string& text, const char** out) {
-  char* copy = nullptr;
-  QM_TRY(qm::Scratch(call, {QM_CPU, 0}, static_cast<int64_t>(text.size()) + 1, "the description",
-                     &copy));
-  std::memcpy(copy, text.c_str(), text.size() + 1);
-  *out = copy;
-  return QM_OK;
-}
-
 // The shortest text that reads back as the same number.
 std::string NumberText(double value) {
   char text[32];
@@ -259,7 +250,8 @@ qm_status ToAdapter(qm_call* call, const char* target, const char** config_json)
   QM_TRY(CheckTarget(call, target));
   Options options;
   QM_TRY(ReadOptions(call, &options));
-  return Give(call, options.lora ? LoraConfig(options) : OftConfig(options), config_json);
+  return qm::ScratchString(call, options.lora ? LoraConfig(options) : OftConfig(options),
+                           "the description", config_json);
 }
 
 qm_status FromAdapter(qm_call* call, const char* target, const char* config_json,
@@ -281,7 +273,7 @@ qm_status FromAdapter(qm_call* call, const char* target, const char* config_json
     return qm::Fail(call, QM_UNIMPLEMENTED, "the adapter's peft_type is '", type,
                     "'; oftq runs OFT and LORA");
   }
-  return Give(call, options, options_json);
+  return qm::ScratchString(call, options, "the options", options_json);
 }
 
 }  // namespace quantmill::oftq

@@ -297,9 +297,8 @@ inline qm_status DescribeAffineInt(qm_call* call, const AffineShape& shape,
   const qm_device host = {QM_CPU, 0};
   const std::string json =
       AffineIntJson(shape.rule.bits, shape.group_size, shape.rule.symmetric ? "none" : "int");
-  char* text = nullptr;
-  QM_TRY(Scratch(call, host, static_cast<int64_t>(json.size()) + 1, "the result", &text));
-  std::memcpy(text, json.c_str(), json.size() + 1);
+  const char* text = nullptr;
+  QM_TRY(ScratchString(call, json, "the result", &text));
   qm_named_tensor* named = nullptr;
   QM_TRY(Scratch(call, host, 4, "the result", &named));
   uint64_t count = 0;

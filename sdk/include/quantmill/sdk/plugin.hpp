@@ -51,6 +51,16 @@ qm_status Scratch(qm_call* call, qm_device device, int64_t count, const char* wh
               " bytes); raise run.memory or free memory on the device");
 }
 
+// A copy of `text` in scratch on the host, or RESOURCE_EXHAUSTED naming `what`.
+inline qm_status ScratchString(qm_call* call, const std::string& text, const char* what,
+                               const char** out) {
+  char* copy = nullptr;
+  QM_TRY(Scratch(call, {QM_CPU, 0}, static_cast<int64_t>(text.size()) + 1, what, &copy));
+  std::memcpy(copy, text.c_str(), text.size() + 1);
+  *out = copy;
+  return QM_OK;
+}
+
 // QM_CANCELLED when the host wants the plugin to stop.
 inline qm_status Progress(qm_call* call, double fraction) {
   return call->progress(call, fraction) != 0 ? QM_CANCELLED : QM_OK;
@@ -91,11 +101,7 @@ inline qm_status PlanFormat(qm_call* call, const char* format_id, const std::str
                             double bits_per_weight, qm_quant_plan* out) {
   out->format_id = format_id;
   if (out->struct_size < offsetof(qm_quant_plan, bits_per_weight) + sizeof(double)) return QM_OK;
-  char* text = nullptr;
-  QM_TRY(
-      Scratch(call, {QM_CPU, 0}, static_cast<int64_t>(format_json.size()) + 1, "the plan", &text));
-  std::memcpy(text, format_json.c_str(), format_json.size() + 1);
-  out->format_json = text;
+  QM_TRY(ScratchString(call, format_json, "the plan", &out->format_json));
   out->bits_per_weight = bits_per_weight;
   return QM_OK;
 }

@@ -129,9 +129,8 @@ inline qm_status DescribeRow8(qm_call* call, const Row8Layout& layout, const Row
                               qm_packed* out) {
   const qm_device host = {QM_CPU, 0};
   const std::string& json = layout.format_json;
-  char* text = nullptr;
-  QM_TRY(Scratch(call, host, static_cast<int64_t>(json.size()) + 1, "the result", &text));
-  std::memcpy(text, json.c_str(), json.size() + 1);
+  const char* text = nullptr;
+  QM_TRY(ScratchString(call, json, "the result", &text));
   qm_named_tensor* named = nullptr;
   QM_TRY(Scratch(call, host, 2, "the result", &named));
   named[0] = {"codes", tensors.codes};
