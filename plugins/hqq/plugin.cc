@@ -3,7 +3,6 @@
 #include "quantmill/sdk/plugin.hpp"
 
 #include <cmath>
-#include <cstring>
 #include <iterator>
 
 #include "hqq.h"

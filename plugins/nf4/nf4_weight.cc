@@ -20,11 +20,16 @@ struct Part {
   const void* data;
 };
 
-qm_status ReadPart(qm_call* call, const qm_packed& packed, const char* name, Part* part) {
-  const qm_tensor* found = nullptr;
+// Null where there is none.
+const qm_tensor* FindTensor(const qm_packed& packed, const char* name) {
   for (uint64_t i = 0; i < packed.tensor_count; ++i) {
-    if (std::strcmp(packed.tensors[i].name, name) == 0) found = &packed.tensors[i].tensor;
+    if (std::strcmp(packed.tensors[i].name, name) == 0) return &packed.tensors[i].tensor;
   }
+  return nullptr;
+}
+
+qm_status ReadPart(qm_call* call, const qm_packed& packed, const char* name, Part* part) {
+  const qm_tensor* found = FindTensor(packed, name);
   if (found == nullptr) {
     return qm::Fail(call, QM_INVALID_ARGUMENT, "codebook-absmax weight has no tensor '", name, "'");
   }
@@ -127,13 +132,6 @@ double BitsPerWeight(const Params& p, int64_t weights) {
 
 namespace {
 
-bool HasTensor(const qm_packed& packed, const char* name) {
-  for (uint64_t i = 0; i < packed.tensor_count; ++i) {
-    if (std::strcmp(packed.tensors[i].name, name) == 0) return true;
-  }
-  return false;
-}
-
 // Ranges, values and offset of double quantization.
 qm_status ReadNested(qm_call* call, const qm_packed& packed, Weight* w) {
   Part range = {QM_F32, w->params.NestedBlocks(w->weights()), nullptr};
@@ -188,7 +186,7 @@ qm_status ReadWeight(qm_call* call, const qm_packed& packed, bool prepacked, Wei
     return qm::Fail(call, QM_INVALID_ARGUMENT, "features [", w.out, ", ", w.in,
                     "] must be positive");
   }
-  if (prepacked && HasTensor(packed, "tiles")) {
+  if (prepacked && FindTensor(packed, "tiles") != nullptr) {
     QM_TRY(ReadTiles(call, packed, &w));
     *out = w;
     return QM_OK;

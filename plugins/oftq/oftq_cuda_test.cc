@@ -52,7 +52,7 @@ void Compare(const Setting& s, int64_t rows, double rounding, double tolerance) 
   ASSERT_EQ(want.code, QM_OK) << want.error;
   ASSERT_EQ(got.code, QM_OK) << got.error;
   // Neighbours of 16 bits are up to two roundings of the value apart.
-  ExpectClose(got.out, want.out, tolerance, "the result", 1.5 * rounding);
+  ExpectClose(got.out, want.out, tolerance, "the result", rounding);
   ExpectClose(got.d_in, want.d_in, tolerance, "d_in");
   for (size_t p = 0; p < want.d_params.size(); ++p) {
     ExpectClose(got.d_params[p], want.d_params[p], tolerance, "a parameter's gradient");

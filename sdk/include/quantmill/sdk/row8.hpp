@@ -5,7 +5,6 @@
 #define QUANTMILL_SDK_ROW8_HPP_
 
 #include <cstdint>
-#include <cstring>
 #include <string>
 
 #include "quantmill/sdk/affine_int.hpp"
